@@ -1,0 +1,137 @@
+"""Trains an ELIC codec for rate and distortion: lambda * 255^2 * MSE + bits per pixel (ELIC recipe).
+
+python scripts/train_codec.py configs/comneck-tiny-codec-q2.yaml --data DATA/caltech101_144 --shapes_data DATA/easy_vqa \
+    --output_dir runs/codec-q2
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm.auto import trange
+from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
+
+from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.training.data import load_pack, load_shapes_pack, random_crops
+from comneck_hf.training.initialization import init_transforms_from_images
+from comneck_hf.training.losses import rate_distortion_loss
+
+
+@dataclass
+class CodecArguments:
+    """Widths, recipe and paths of one codec training."""
+
+    data: str = field(metadata={"help": "image data set with the splits train and validation"})
+    output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
+    shapes_data: str | None = field(default=None, metadata={"help": "easy-VQA pack, mixed in"})
+    shapes_share: float = field(default=0.05, metadata={"help": "share of the pictures taken from shapes_data"})
+    hidden_channels: int = 192
+    latent_channels: int = 320
+    group_channels: list[int] = field(default_factory=lambda: [16, 16, 32, 64, 192])
+    context_channels: list[int] = field(default_factory=lambda: [224, 128])
+    aggregation_channels: list[int] = field(default_factory=lambda: [640, 512])
+    quality: int = 2
+    lmbda: float = 0.008
+    steps: int = 9000
+    crop_size: int = field(default=64, metadata={"help": "pixels, for the first part of the training"})
+    batch_size: int = 16
+    final_crop_size: int = field(default=128, metadata={"help": "pixels, for the last `final_share` of the steps"})
+    final_batch_size: int = 8
+    final_share: float = 0.3
+    ste_share: float = field(
+        default=0.15, metadata={"help": "last share of the steps, with rounding instead of noise"}
+    )
+    learning_rate: float = 5e-4
+    aux_learning_rate: float = 1e-2
+    max_grad_norm: float = 1.0
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    checkpointing_steps: int = 500
+    resume_from_checkpoint: bool = False
+    num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
+    seed: int = 0
+
+
+def build_model(args: CodecArguments) -> ElicModel:
+    names = ("hidden_channels", "latent_channels", "group_channels", "context_channels", "aggregation_channels")
+    config = ElicConfig(**{name: getattr(args, name) for name in names}, lmbda=args.lmbda, quality=args.quality)
+    return ElicModel(config).to(memory_format=torch.channels_last)
+
+
+def main(args: CodecArguments) -> None:
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    set_seed(args.seed)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    train_images = load_pack(args.data, "train").images
+    shapes = (
+        load_shapes_pack(args.shapes_data, "train", size=train_images.shape[-1]).images if args.shapes_data else None
+    )
+    model = build_model(args)
+    sample = train_images[torch.randperm(len(train_images))[:500]].float() / 255
+    init_transforms_from_images(model, sample, args.lmbda)
+    quantiles = [model.entropy_bottleneck.quantiles]
+    main_parameters = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
+    optimizer = torch.optim.AdamW(main_parameters, lr=args.learning_rate, weight_decay=0.0)
+    aux_optimizer = torch.optim.Adam(quantiles, lr=args.aux_learning_rate)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, min(200, args.steps // 10), args.steps)
+    model, optimizer, aux_optimizer = accelerator.prepare(model, optimizer, aux_optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+
+    output = Path(args.output_dir)
+    first = 0
+    log: list[dict[str, float]] = []
+    if args.resume_from_checkpoint and (output / "progress.json").exists():
+        accelerator.load_state(str(output / "checkpoint"))
+        progress = json.loads((output / "progress.json").read_text())
+        first, log = progress["step"], progress["log"]
+    bar = trange(first, args.steps, initial=first, total=args.steps, disable=not accelerator.is_local_main_process)
+    model.train()
+    for step in bar:
+        final = step >= args.steps * (1 - args.final_share)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        count = args.final_batch_size if final else args.batch_size
+        source = train_images
+        if shapes is not None and torch.rand((), generator=generator) < args.shapes_share:
+            source = shapes
+        batch = source[torch.randint(len(source), (count,), generator=generator)]
+        pixel_values = random_crops(batch, args.final_crop_size if final else args.crop_size, generator=generator)
+        pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
+        quantization = "ste" if step >= args.steps * (1 - args.ste_share) else "noise"
+        with accelerator.autocast():
+            outputs = model(pixel_values, quantization=quantization)
+        loss, bpp, mse = rate_distortion_loss(outputs, pixel_values, args.lmbda)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss is {loss.item()} at step {step} (bpp {bpp.item()}, mse {mse.item()}).")
+        accelerator.backward(loss + accelerator.unwrap_model(model).aux_loss())
+        accelerator.clip_grad_norm_(main_parameters, args.max_grad_norm)
+        for each in (optimizer, aux_optimizer):
+            each.step()
+            each.zero_grad()
+        scheduler.step()
+        if step % 50 == 0:
+            log.append({"step": step, "loss": loss.item(), "bpp": bpp.item(), "psnr": -10 * mse.log10().item()})
+            bar.set_postfix(log[-1])
+        if (step + 1) % args.checkpointing_steps == 0 and accelerator.is_main_process:
+            accelerator.save_state(str(output / "checkpoint"))
+            (output / "progress.json").write_text(json.dumps({"step": step + 1, "log": log, "config": asdict(args)}))
+    model = accelerator.unwrap_model(model).eval()
+    model.save_pretrained(output / "model")
+    (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(CodecArguments)
+    # a YAML file first, flags override it
+    if len(sys.argv) > 1 and sys.argv[1].endswith(".yaml"):
+        import yaml
+
+        settings = yaml.safe_load(Path(sys.argv[1]).read_text())
+        parser.set_defaults(**settings)
+        main(parser.parse_args_into_dataclasses(sys.argv[2:])[0])
+    else:
+        main(parser.parse_args_into_dataclasses()[0])

@@ -1,0 +1,1 @@
+"""Exact entropy coding: integer networks, integer tables, the table coder and the `.cnk` container."""

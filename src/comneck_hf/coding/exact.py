@@ -1,0 +1,383 @@
+"""Networks defined in integers: the part of a codec that decides probabilities.
+
+A layer takes int8 activations, multiplies them with int8 weights, and requantizes the exact sums:
+
+    output = clamp((sum(weight * input) * multiplier + offset) >> shift, -128, 127)
+
+with integers per output channel, stored in the checkpoint. This definition is the semantics. Executors only differ in
+how they obtain the sums, and all are exact: activations lie in [-128, 127], weights in [-63, 63], and the L1 norm of
+every filter is limited when it is derived, so that each partial sum stays below 2**24. Hence float32 is exact in any
+summation order, bfloat16 or TF32 products with float32 accumulation are exact, and int8 kernels that add pairs in 16
+bits do not saturate (2 * 255 * 63 < 2**15).
+
+Activations are rows of a matrix, one row per position, channels last. A convolution gathers the rows under its window
+(`GatherTable`) and multiplies once, so that every layer is one matrix product.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+EXECUTORS = ("int8", "float32", "bfloat16", "float64")
+WEIGHT_LIMIT = 63
+SUM_LIMIT = 2**24
+WIDE_LIMIT = 2**22
+MULTIPLIER_BITS = 15
+ROWS_PER_PRODUCT = 4096
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """Affine int8 quantization per channel: real = scale * (integer - zero_point). Zero is always representable.
+
+    Attributes:
+        scale: float64 `(channels,)`, positive.
+        zero_point: float64 `(channels,)`, integers in [-128, 127].
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+    @classmethod
+    def from_bounds(cls, low: torch.Tensor, high: torch.Tensor) -> "ActivationRange":
+        """The range that covers `[low, high]` and zero; both `(channels,)`."""
+        low, high = low.double().clamp_max(0), high.double().clamp_min(0)
+        width = high - low
+        width = torch.maximum(width, (width.max() * 1e-3).clamp_min(1e-6))
+        scale = width / 255
+        return cls(scale, (-128 - low / scale).round().clamp(-128, 127))
+
+    @classmethod
+    def concatenate(cls, ranges: list["ActivationRange"]) -> "ActivationRange":
+        """Ranges of concatenated channels."""
+        return cls(torch.cat([r.scale for r in ranges]), torch.cat([r.zero_point for r in ranges]))
+
+
+@dataclass(frozen=True)
+class GatherTable:
+    """Which input rows each output row sees.
+
+    Attributes:
+        rows: int64 `(outputs, taps)`; the index one past the last input row means padding.
+        targets: int64 `(outputs,)` output row of each entry, or `None` for 0, 1, 2, ...
+    """
+
+    rows: torch.Tensor
+    targets: torch.Tensor | None = None
+
+
+def resolve_executor(executor: str | None, device: torch.device) -> str:
+    """The executor to use on a device: the one asked for, else the fastest that is always exact there."""
+    if executor is not None and executor not in EXECUTORS:
+        raise ValueError(f"`executor` must be one of {EXECUTORS} or None, got {executor!r}.")
+    if executor is not None:
+        return executor
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+        return "int8"
+    return "float32"
+
+
+def exact_product(inputs: torch.Tensor, weight: torch.Tensor, executor: str) -> torch.Tensor:
+    """`inputs @ weight` of int8 matrices as exact int32, whatever the executor.
+
+    Args:
+        inputs: int8 `(rows, channels)`.
+        weight: `(channels, outputs)` in the executor's dtype (`executor_weight`).
+        executor: One of `EXECUTORS`.
+
+    Returns:
+        int32 `(rows, outputs)`.
+    """
+    if executor == "int8":
+        return torch._int_mm(inputs, weight)
+    if executor == "bfloat16":
+        return _bfloat16_product(inputs.bfloat16(), weight).to(torch.int32)
+    return (inputs.to(weight.dtype) @ weight).to(torch.int32)
+
+
+def _bfloat16_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """bfloat16 factors, float32 sums: float32 operands whose values are bfloat16, with reduced-precision products."""
+    if inputs.device.type != "cpu":
+        return torch.mm(inputs, weight, out_dtype=torch.float32)
+    settings = torch.backends.mkldnn.matmul
+    previous = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        return inputs.float() @ weight.float()
+    finally:
+        settings.fp32_precision = previous
+
+
+def executor_weight(weight: torch.Tensor, executor: str) -> torch.Tensor:
+    """An int8 weight in the dtype that an executor multiplies with."""
+    return weight if executor == "int8" else weight.to(getattr(torch, executor))
+
+
+def scale_to_integers(scale: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers with `(x * multiplier + offset) >> shift == round(x * scale + bias)` up to the multiplier's precision.
+
+    Args:
+        scale: float64 `(channels,)`, positive.
+        bias: float64 `(channels,)`.
+
+    Returns:
+        `multiplier` int32 of 15 bits, `offset` int64, `shift` int64, each `(channels,)`.
+    """
+    exponent = torch.frexp(scale).exponent.to(torch.int64)
+    shift = (MULTIPLIER_BITS - exponent).clamp(1, 46)
+    multiplier = torch.ldexp(scale, shift).round().clamp(1, 2**MULTIPLIER_BITS)
+    offset = torch.ldexp(bias + 0.5, shift).round().clamp(-(2.0**61), 2.0**61)
+    return multiplier.to(torch.int32), offset.to(torch.int64), shift
+
+
+def requantize(
+    sums: torch.Tensor, multiplier: torch.Tensor, offset: torch.Tensor, shift: torch.Tensor, *, wide: bool = False
+) -> torch.Tensor:
+    """`clamp((sums * multiplier + offset) >> shift)` to int8, or to int32 within +-2**22 if `wide`.
+
+    Args:
+        sums: int32 `(rows, channels)`.
+        multiplier, offset, shift: `(channels,)`, see `scale_to_integers`.
+        wide: Keep more than eight bits.
+    """
+    if sums.device.type == "cpu":
+        from .kernels import requantize_narrow, requantize_wide
+
+        kernel, dtype = (requantize_wide, torch.int32) if wide else (requantize_narrow, torch.int8)
+        outputs = torch.empty(sums.shape, dtype=dtype)
+        kernel(sums.numpy(), multiplier.numpy(), offset.numpy(), shift.numpy(), outputs.numpy())
+        return outputs
+    values = (sums.long() * multiplier + offset) >> shift
+    low, high, dtype = (-WIDE_LIMIT, WIDE_LIMIT, torch.int32) if wide else (-128, 127, torch.int8)
+    return values.clamp_(low, high).to(dtype)
+
+
+class Requantizer(nn.Module):
+    """Affine map of integers to int8 activations, defined by integers per channel."""
+
+    multiplier: torch.Tensor
+    offset: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("multiplier", torch.zeros(channels, dtype=torch.int32))
+        self.register_buffer("offset", torch.zeros(channels, dtype=torch.int64))
+        self.register_buffer("shift", torch.zeros(channels, dtype=torch.int64))
+
+    def derive(self, unit: torch.Tensor, bias: torch.Tensor, target: ActivationRange) -> None:
+        """Sets the integers so that an input of `n` becomes the activation of `n * unit + bias` (float64 each)."""
+        integers = scale_to_integers(unit / target.scale, bias / target.scale + target.zero_point)
+        for buffer, value in zip((self.multiplier, self.offset, self.shift), integers, strict=True):
+            buffer.copy_(value)
+
+    def forward(self, sums: torch.Tensor, *, wide: bool = False) -> torch.Tensor:
+        """int32 `(rows, channels)` to int8, or to int32 if `wide`."""
+        return requantize(sums, self.multiplier, self.offset, self.shift, wide=wide)
+
+
+class ExactConv(nn.Module):
+    """Convolution in integers as gathered rows times one matrix.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        taps: Kernel positions that are not zero.
+        wide: Output int32 instead of int8 activations.
+    """
+
+    weight: torch.Tensor
+    padding: torch.Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, taps: int, *, wide: bool = False) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.taps = taps
+        self.wide = wide
+        self.register_buffer("weight", torch.zeros(taps * in_channels, out_channels, dtype=torch.int8))
+        self.register_buffer("padding", torch.zeros(in_channels, dtype=torch.int8))
+        self.requantizer = Requantizer(out_channels)
+        self._cached_weight: tuple[tuple[object, ...], torch.Tensor] | None = None
+
+    def derive(
+        self, weight: torch.Tensor, bias: torch.Tensor, source: ActivationRange, target: ActivationRange
+    ) -> None:
+        """Sets the integers from a float filter.
+
+        Args:
+            weight: float `(taps, in_channels, out_channels)`.
+            bias: float `(out_channels,)`.
+            source: Range of the input activations.
+            target: Range of the output activations.
+        """
+        folded = (weight.double() * source.scale[None, :, None]).flatten(0, 1)
+        unit = folded.abs().amax(0) / WEIGHT_LIMIT
+        unit = torch.maximum(unit, folded.abs().sum(0) * 128 / (SUM_LIMIT - 2**20)).clamp_min(1e-12)
+        integers = (folded / unit).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        assert integers.abs().sum(0).max() * 128 < SUM_LIMIT, "the L1 norm is limited when the unit is chosen"
+        self.weight.copy_(integers)
+        self.padding.copy_(source.zero_point)
+        zero_sum = (integers * source.zero_point.repeat(self.taps)[:, None]).sum(0)
+        self.requantizer.derive(unit, bias.double(), target)
+        # the zero points' share of the sum is an integer: taken out exactly, with the integer multiplier
+        self.requantizer.offset.sub_((zero_sum * self.requantizer.multiplier).to(torch.int64))
+
+    def forward(
+        self, inputs: torch.Tensor, tables: GatherTable | list[GatherTable] | None, executor: str
+    ) -> torch.Tensor:
+        """Applies the layer.
+
+        Args:
+            inputs: int8 `(rows, in_channels)`.
+            tables: Gather table; several where the taps are divided over output phases (transposed convolutions, in
+                the order of the weight); `None` for a 1x1 convolution.
+            executor: One of `EXECUTORS`.
+
+        Returns:
+            int8 (int32 if wide) `(output rows, out_channels)`.
+        """
+        weight = self._weight_for(executor)
+        if tables is None:
+            return self._apply_table(inputs, None, weight, executor)
+        padded = torch.cat([inputs, self.padding[None]])
+        if isinstance(tables, GatherTable):
+            return self._apply_table(padded, tables, weight, executor)
+        outputs = padded.new_empty(sum(len(table.rows) for table in tables), weight.shape[1])
+        first = 0
+        for table in tables:
+            last = first + table.rows.shape[1] * self.in_channels
+            outputs[table.targets] = self._apply_table(padded, table, weight[first:last], executor)
+            first = last
+        return outputs
+
+    def _apply_table(
+        self, inputs: torch.Tensor, table: GatherTable | None, weight: torch.Tensor, executor: str
+    ) -> torch.Tensor:
+        count = len(inputs) if table is None else len(table.rows)
+        outputs = []
+        for first in range(0, count, ROWS_PER_PRODUCT):
+            chosen = slice(first, first + ROWS_PER_PRODUCT)
+            if table is None:
+                gathered = inputs[chosen]
+            else:
+                rows = table.rows[chosen]
+                gathered = inputs.index_select(0, rows.flatten()).view(len(rows), -1)
+            outputs.append(self.requantizer(exact_product(gathered, weight, executor), wide=self.wide))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _weight_for(self, executor: str) -> torch.Tensor:
+        key = (executor, self.weight.data_ptr(), self.weight._version, self.weight.device)
+        if self._cached_weight is None or self._cached_weight[0] != key:
+            self._cached_weight = (key, executor_weight(self.weight, executor))
+        return self._cached_weight[1]
+
+
+def plain_rows(batch: int, height: int, width: int) -> torch.Tensor:
+    """Row number of every position when rows run over batch, height, width: int64 `(batch, height, width)`."""
+    return torch.arange(batch * height * width).view(batch, height, width)
+
+
+def checkerboard_rows(batch: int, height: int, width: int) -> torch.Tensor:
+    """Row numbers when all anchors (row plus column even) of the batch come first, then all non-anchors."""
+    parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2
+    half = height * width // 2
+    within = torch.empty(height, width, dtype=torch.int64)
+    for value in (0, 1):
+        within[parity == value] = torch.arange(half)
+    return parity * batch * half + within + torch.arange(batch)[:, None, None] * half
+
+
+def convolution_table(sources: torch.Tensor, targets: torch.Tensor, kernel_size: int) -> GatherTable:
+    """Gather table of a stride-1 "same" convolution.
+
+    Args:
+        sources: Row numbers of the input positions, `(batch, height, width)`.
+        targets: Row numbers of the output positions, same shape.
+        kernel_size: Odd.
+    """
+    windows = _windows(sources, kernel_size)
+    table = torch.empty_like(windows)
+    table[targets.flatten()] = windows
+    return GatherTable(table)
+
+
+def checkerboard_table(sources: torch.Tensor, kernel_size: int) -> GatherTable:
+    """Gather table of a convolution at the non-anchors that sees anchors only (taps with row plus column odd)."""
+    batch, height, width = sources.shape
+    taps = (torch.arange(kernel_size)[:, None] + torch.arange(kernel_size)) % 2 == 1
+    windows = _windows(sources, kernel_size)[:, taps.flatten()]
+    windows[windows == sources.numel()] = sources.numel() // 2  # the input has the rows of the anchors only
+    odd = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 1
+    return GatherTable(windows.view(batch, height * width, -1)[:, odd.flatten()].reshape(-1, windows.shape[1]))
+
+
+def transposed_taps(kernel_size: int) -> list[list[tuple[int, int, int, int]]]:
+    """Taps of a stride-2 transposed convolution (padding k // 2, output padding 1) for each of the 4 output phases.
+
+    Output position `2 * i + phase` sees input `i + shift` through kernel entry `phase + k // 2 - 2 * shift`.
+
+    Returns:
+        For phases (0, 0), (0, 1), (1, 0), (1, 1): tuples (kernel row, kernel column, row shift, column shift).
+    """
+    half = kernel_size // 2
+    sides = [
+        [
+            (phase + half - 2 * shift, shift)
+            for shift in range(-half, half + 1)
+            if 0 <= phase + half - 2 * shift < kernel_size
+        ]
+        for phase in (0, 1)
+    ]
+    return [[(r, c, dr, dc) for r, dr in sides[a] for c, dc in sides[b]] for a in (0, 1) for b in (0, 1)]
+
+
+def transposed_tables(sources: torch.Tensor, targets: torch.Tensor, kernel_size: int) -> list[GatherTable]:
+    """Gather tables, one per output phase, of a transposed convolution that doubles both sides.
+
+    Args:
+        sources: Row numbers of the input positions, `(batch, height, width)`.
+        targets: Row numbers of the output positions, `(batch, 2 * height, 2 * width)`.
+        kernel_size: Odd.
+    """
+    batch, height, width = sources.shape
+    margin = kernel_size // 2
+    padded = _pad(sources, margin)
+    tables = []
+    for phase, taps in enumerate(transposed_taps(kernel_size)):
+        columns = [
+            padded[:, margin + dr : margin + dr + height, margin + dc : margin + dc + width] for _, _, dr, dc in taps
+        ]
+        chosen = targets[:, phase // 2 :: 2, phase % 2 :: 2]
+        tables.append(GatherTable(torch.stack(columns, -1).flatten(0, 2), chosen.flatten()))
+    return tables
+
+
+def _pad(sources: torch.Tensor, margin: int) -> torch.Tensor:
+    return torch.nn.functional.pad(sources, (margin,) * 4, value=sources.numel())
+
+
+def _windows(sources: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    padded = _pad(sources, kernel_size // 2)
+    windows = padded.unfold(1, kernel_size, 1).unfold(2, kernel_size, 1)
+    return windows.reshape(math.prod(sources.shape), kernel_size * kernel_size)
+
+
+__all__ = [
+    "EXECUTORS",
+    "ActivationRange",
+    "ExactConv",
+    "GatherTable",
+    "Requantizer",
+    "checkerboard_rows",
+    "checkerboard_table",
+    "convolution_table",
+    "exact_product",
+    "plain_rows",
+    "requantize",
+    "resolve_executor",
+    "transposed_tables",
+    "transposed_taps",
+]

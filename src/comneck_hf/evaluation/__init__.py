@@ -1,0 +1,1 @@
+"""Evaluation: metrics and rate-accuracy measurements from real bytes."""

@@ -1,0 +1,1 @@
+"""ELIC, the image codec."""

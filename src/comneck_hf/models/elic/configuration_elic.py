@@ -1,0 +1,81 @@
+"""ELIC configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class ElicConfig(PreTrainedConfig):
+    r"""Configuration of [`ElicModel`], the ELIC image codec as ComNeck uses it (33,792,771 parameters by default).
+
+    hidden_channels (`int`, *optional*, defaults to 192):
+        Channels N of the transforms and of the hyper-latents. Even.
+    latent_channels (`int`, *optional*, defaults to 320):
+        Channels M of the latents `y`. Even, and the sum of `group_channels`.
+    group_channels (`list[int]`, *optional*, defaults to `[16, 16, 32, 64, 192]`):
+        Channel groups in coding order (ELIC, section 3.2).
+    context_channels (`list[int]`, *optional*, defaults to `[224, 128]`):
+        Widths of the two hidden layers of each channel context network.
+    aggregation_channels (`list[int]`, *optional*, defaults to `[640, 512]`):
+        Widths of the two hidden layers of each parameter aggregation network.
+    kernel_size (`int`, *optional*, defaults to 5):
+        Kernel of the strided and of the context convolutions. Odd.
+    initializer_scale (`float`, *optional*, defaults to 10.0):
+        Initial width of the factorized prior, in quantization steps.
+    coding_table_size (`int`, *optional*, defaults to 1):
+        Entries of the integer CDF tables. Written when the tables are derived; not to be set by hand.
+    lmbda (`float`, *optional*):
+        Rate-distortion trade-off this codec was trained for, on `255^2 * MSE + bpp`.
+    quality (`int`, *optional*):
+        Operating point, 1 (smallest files) to 4.
+    max_pixels (`int`, *optional*, defaults to 16777216):
+        Largest picture (padded height times width) that a bitstream may announce.
+    """
+
+    model_type = "elic"
+    base_config_key = "codec_config"
+
+    hidden_channels: int = 192
+    latent_channels: int = 320
+    group_channels: list[int] | tuple[int, ...] = (16, 16, 32, 64, 192)
+    context_channels: list[int] | tuple[int, ...] = (224, 128)
+    aggregation_channels: list[int] | tuple[int, ...] = (640, 512)
+    kernel_size: int = 5
+    initializer_scale: float = 10.0
+    coding_table_size: int = 1
+    lmbda: float | None = None
+    quality: int | None = None
+    max_pixels: int = 1 << 24
+
+    def validate_channels(self) -> None:
+        """Refuses widths that ELIC cannot be built with."""
+        if sum(self.group_channels) != self.latent_channels:
+            raise ValueError(
+                f"`group_channels` {list(self.group_channels)} sum to {sum(self.group_channels)}, but "
+                f"`latent_channels` is {self.latent_channels}. They must agree."
+            )
+        for name in ("hidden_channels", "latent_channels"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise ValueError(f"`{name}` must be an even number of at least 2, got {getattr(self, name)}.")
+        if len(self.context_channels) != 2 or len(self.aggregation_channels) != 2:
+            raise ValueError(
+                "`context_channels` and `aggregation_channels` take two widths each, got "
+                f"{list(self.context_channels)} and {list(self.aggregation_channels)}."
+            )
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd and at least 3, got {self.kernel_size}.")
+        if self.quality is not None and self.quality not in (1, 2, 3, 4):
+            raise ValueError(f"`quality` must be 1, 2, 3 or 4, got {self.quality}.")
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 16
+
+    @property
+    def size_divisor(self) -> int:
+        """Picture sides are padded to a multiple of this."""
+        return 64
+
+
+__all__ = ["ElicConfig"]

@@ -1,0 +1,351 @@
+"""ELIC's entropy networks in integers: symbols and table indexes from latents, latents from symbols.
+
+Fixed-point formats: means and `y_hat` in units of 1/64, scales in units of 1/1024 (compared with integer thresholds).
+Rows of the latent grid are ordered by pass: the anchors of all pictures, then the non-anchors of all pictures.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...coding.exact import (
+    ExactConv,
+    GatherTable,
+    Requantizer,
+    checkerboard_rows,
+    checkerboard_table,
+    convolution_table,
+    plain_rows,
+    requantize,
+    resolve_executor,
+    transposed_tables,
+)
+from ...coding.tables import MAX_VALUE, SCALE_TABLE, CodingTables
+from .configuration_elic import ElicConfig
+from .layers_elic import support_groups
+
+
+MEAN_UNIT = 64
+SCALE_UNIT = 1024
+
+# (group, pass, means, scales) -> symbols; all int32 `(rows of one pass, channels of the group)`
+CodePass = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedLatents:
+    """What the encoder decided for a batch.
+
+    Attributes:
+        latents: `y_hat`, float32 `(batch, latent_channels, height, width)`.
+        residuals: `y_hat` minus the predicted means, same shape: integers.
+        scales: Predicted standard deviations, same shape.
+        symbols: int16 `(batch, symbols)` on the CPU: z, then every group's anchors and non-anchors.
+        indexes: int16, same shape: the table of each symbol.
+    """
+
+    latents: torch.Tensor
+    residuals: torch.Tensor
+    scales: torch.Tensor
+    symbols: torch.Tensor
+    indexes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GridTables:
+    """Gather tables for pictures of one latent size."""
+
+    rows: torch.Tensor
+    h_s: tuple[list[GatherTable], list[GatherTable], GatherTable]
+    context: GatherTable
+    spatial: GatherTable
+
+
+class CodingTableBuffers(nn.Module):
+    """The integer CDF tables as buffers whose size follows what is loaded."""
+
+    cdfs: torch.Tensor
+    lengths: torch.Tensor
+    offsets: torch.Tensor
+
+    def __init__(self, num_tables: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("cdfs", torch.zeros(size, dtype=torch.int32))
+        self.register_buffer("lengths", torch.zeros(num_tables, dtype=torch.int32))
+        self.register_buffer("offsets", torch.zeros(num_tables, dtype=torch.int32))
+
+    def tables(self) -> CodingTables:
+        """The tables on the CPU, not validated."""
+        return CodingTables(self.cdfs.cpu(), self.lengths.cpu(), self.offsets.cpu())
+
+    def set(self, tables: CodingTables) -> None:
+        """Replaces the tables."""
+        device = self.cdfs.device
+        self.cdfs = tables.cdfs.to(device)
+        self.lengths = tables.lengths.to(device)
+        self.offsets = tables.offsets.to(device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+        cdfs = state_dict.get(prefix + "cdfs")
+        if cdfs is not None and cdfs.shape != self.cdfs.shape:
+            self.cdfs = torch.zeros_like(cdfs, device=self.cdfs.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ExactElic(nn.Module):
+    """Integer twin of h_s, the context networks and the parameter aggregation of [`ElicModel`].
+
+    Args:
+        config: The codec's configuration.
+    """
+
+    def __init__(self, config: ElicConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.executor: str | None = None
+        hidden, latent, kernel = config.hidden_channels, config.latent_channels, config.kernel_size
+        groups, taps = list(config.group_channels), kernel * kernel
+        self.z_input = Requantizer(hidden)
+        self.y_input = Requantizer(latent)
+        self.h_s = nn.ModuleList(
+            [
+                ExactConv(hidden, hidden, taps),
+                ExactConv(hidden, hidden * 3 // 2, taps),
+                ExactConv(hidden * 3 // 2, 2 * latent, 9),
+            ]
+        )
+        first, second = config.context_channels
+        self.channel_contexts = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    ExactConv(sum(groups[i] for i in support_groups(k)), first, taps),
+                    ExactConv(first, second, taps),
+                    ExactConv(second, 2 * groups[k], taps),
+                ]
+            )
+            for k in range(1, len(groups))
+        )
+        self.spatial_contexts = nn.ModuleList(ExactConv(size, 2 * size, taps // 2) for size in groups)
+        first, second = config.aggregation_channels
+        self.parameter_aggregations = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    ExactConv(2 * latent + (2 if k == 0 else 4) * size, first, 1),
+                    ExactConv(first, second, 1),
+                    ExactConv(second, 2 * size, 1, wide=True),
+                ]
+            )
+            for k, size in enumerate(groups)
+        )
+        self.tables = CodingTableBuffers(len(SCALE_TABLE) + hidden, config.coding_table_size)
+        self.register_buffer("thresholds", torch.zeros(len(SCALE_TABLE) - 1, dtype=torch.int32))
+        self._grids: dict[tuple[object, ...], GridTables] = {}
+        self._prepared: tuple[tuple[object, ...], object, int, torch.Tensor] | None = None
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the integers have been derived or loaded."""
+        return self.tables.cdfs.numel() > 1 and bool(self.tables.lengths.any())
+
+    # --- what coding needs, prepared once -------------------------------------------------------------------------
+
+    def _prepare(self) -> tuple[object, int, torch.Tensor]:
+        buffers = list(self.buffers())
+        key = tuple((buffer.data_ptr(), buffer._version) for buffer in buffers)
+        if self._prepared is None or self._prepared[0] != key:
+            from ...coding.rans import TableCoder
+
+            coder = TableCoder(self.tables.tables())
+            digest = hashlib.blake2s(digest_size=4)
+            for name, buffer in self.named_buffers():
+                digest.update(f"{name}{tuple(buffer.shape)}{buffer.dtype}".encode())
+                digest.update(buffer.cpu().numpy().tobytes())
+            steps = torch.arange(int(self.thresholds[-1]) + 2, dtype=torch.int32)
+            lookup = torch.bucketize(steps, self.thresholds.cpu()).to(torch.uint8)
+            self._prepared = (key, coder, int.from_bytes(digest.digest(), "little"), lookup)
+        return self._prepared[1:]
+
+    @property
+    def fingerprint(self) -> int:
+        """32-bit digest of every integer that decides a bitstream."""
+        return self._prepare()[1]
+
+    def _grid(self, batch: int, height: int, width: int, device: torch.device) -> GridTables:
+        key = (batch, height, width, device)
+        if key not in self._grids:
+            if len(self._grids) >= 16:
+                self._grids.pop(next(iter(self._grids)))
+            kernel = self.config.kernel_size
+            rows = checkerboard_rows(batch, height, width)
+            quarter, half = (plain_rows(batch, height // n, width // n) for n in (4, 2))
+            plain = plain_rows(batch, height, width)
+            grid = GridTables(
+                rows=rows,
+                h_s=(
+                    transposed_tables(quarter, half, kernel),
+                    transposed_tables(half, plain, kernel),
+                    convolution_table(plain, rows, 3),
+                ),
+                context=convolution_table(rows, rows, kernel),
+                spatial=checkerboard_table(rows, kernel),
+            )
+            self._grids[key] = _grid_to(grid, device)
+        return self._grids[key]
+
+    # --- the networks ---------------------------------------------------------------------------------------------
+
+    def _walk(self, z_symbols: torch.Tensor, height: int, width: int, code: CodePass) -> torch.Tensor:
+        """Runs all groups and passes in coding order.
+
+        Args:
+            z_symbols: int32 `(batch, height / 4 * width / 4, hidden_channels)`.
+            height, width: Latent size.
+            code: Supplies the symbols of each pass, given its integer means and scales.
+
+        Returns:
+            `y_hat` in units of 1/64: int32 `(batch, latent_channels, height, width)`.
+        """
+        device, sizes = z_symbols.device, list(self.config.group_channels)
+        executor = resolve_executor(self.executor, device)
+        grid = self._grid(len(z_symbols), height, width, device)
+        hyper = self.z_input(z_symbols.flatten(0, 1))
+        for layer, tables in zip(self.h_s, grid.h_s, strict=True):
+            hyper = layer(hyper, tables, executor)
+        y_hat = torch.empty(len(hyper), sum(sizes), dtype=torch.int32, device=device)
+        activations: list[torch.Tensor] = []
+        for k, size in enumerate(sizes):
+            shared = [hyper]
+            if k:
+                context = torch.cat([activations[i] for i in support_groups(k)], 1)
+                for layer in self.channel_contexts[k - 1]:
+                    context = layer(context, grid.context, executor)
+                shared.insert(0, context)
+            group = slice(sum(sizes[:k]), sum(sizes[: k + 1]))
+            values = self._walk_group(k, group, shared, grid, code, executor)
+            y_hat[:, group] = values
+            activations.append(self._activate(values, group))
+        return y_hat[grid.rows].permute(0, 3, 1, 2).contiguous()
+
+    def _walk_group(
+        self, k: int, group: slice, shared: list[torch.Tensor], grid: GridTables, code: CodePass, executor: str
+    ) -> torch.Tensor:
+        """Anchors, then non-anchors of one group; returns its `y_hat` rows in units of 1/64."""
+        size = group.stop - group.start
+        half = len(shared[0]) // 2
+        first, second, third = self.parameter_aggregations[k]
+        # Anchors have no spatial context: the activation that stands for zero.
+        spatial = first.padding[: 2 * size].expand(half, -1)
+        passes = []
+        for number in (0, 1):
+            inputs = torch.cat([spatial, *(part[number * half : (number + 1) * half] for part in shared)], 1)
+            parameters = third(second(first(inputs, None, executor), None, executor), None, executor)
+            means = parameters[:, :size].contiguous()
+            symbols = code(k, number, means, parameters[:, size:].contiguous())
+            passes.append(symbols * MEAN_UNIT + means)
+            if number == 0:
+                spatial = self.spatial_contexts[k](self._activate(passes[0], group), grid.spatial, executor)
+        return torch.cat(passes)
+
+    def _activate(self, values: torch.Tensor, group: slice) -> torch.Tensor:
+        parts = (self.y_input.multiplier, self.y_input.offset, self.y_input.shift)
+        return requantize(values, *(part[group] for part in parts))
+
+    def _indexes(self, scales: torch.Tensor) -> torch.Tensor:
+        """Table index of each scale: the first level that is not smaller. uint8 on the CPU."""
+        if scales.device.type != "cpu":
+            return torch.bucketize(scales, self.thresholds).to(torch.uint8).cpu()
+        from ...coding.kernels import lookup_indexes
+
+        indexes = torch.empty(scales.shape, dtype=torch.uint8)
+        lookup_indexes(scales.numpy(), self._prepare()[2].numpy(), indexes.numpy())
+        return indexes
+
+    def _z_indexes(self, batch: int, positions: int) -> torch.Tensor:
+        channels = torch.arange(self.config.hidden_channels, dtype=torch.int16) + len(SCALE_TABLE)
+        return channels.repeat(positions).expand(batch, -1)
+
+    # --- coding ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, y: torch.Tensor, z_symbols: torch.Tensor) -> EncodedLatents:
+        """Quantizes latents around the integer means.
+
+        Args:
+            y: Float `(batch, latent_channels, height, width)`.
+            z_symbols: Quantized hyper-latents relative to the medians, integer-valued, `(batch, hidden_channels,
+                height / 4, width / 4)`.
+        """
+        batch, _, height, width = y.shape
+        z_rows = z_symbols.flatten(2).transpose(1, 2).clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32).contiguous()
+        grid = self._grid(batch, height, width, y.device)
+        y_rows = torch.empty(grid.rows.numel(), y.shape[1], device=y.device)
+        y_rows[grid.rows.flatten()] = y.float().permute(0, 2, 3, 1).flatten(0, 2)
+        half = len(y_rows) // 2
+        sizes = list(self.config.group_channels)
+        symbols = [z_rows.reshape(batch, -1).to("cpu", torch.int16)]
+        indexes = [self._z_indexes(batch, z_rows.shape[1])]
+        residual_rows, scale_rows = torch.empty_like(y_rows), torch.empty_like(y_rows)
+
+        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+            block = (slice(number * half, (number + 1) * half), slice(sum(sizes[:k]), sum(sizes[: k + 1])))
+            chosen = (y_rows[block] - means / MEAN_UNIT).round().clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32)
+            symbols.append(chosen.view(batch, -1).to("cpu", torch.int16))
+            indexes.append(self._indexes(scales).view(batch, -1))
+            residual_rows[block] = chosen.float()
+            scale_rows[block] = scales / SCALE_UNIT
+            return chosen
+
+        with torch.autocast(y.device.type, enabled=False):
+            y_hat = self._walk(z_rows, height, width, code)
+        return EncodedLatents(
+            latents=y_hat.float() / MEAN_UNIT,
+            residuals=residual_rows[grid.rows].permute(0, 3, 1, 2),
+            scales=scale_rows[grid.rows].permute(0, 3, 1, 2),
+            symbols=torch.cat(symbols, 1),
+            indexes=torch.cat([part.to(torch.int16) for part in indexes], 1),
+        )
+
+    def pack(self, encoded: EncodedLatents) -> list[bytes]:
+        """Entropy codes each picture of a batch into a payload of its own."""
+        return self._prepare()[0].encode(encoded.symbols.numpy(), encoded.indexes.numpy())
+
+    @torch.no_grad()
+    def decode(self, payloads: list[bytes], height: int, width: int) -> torch.Tensor:
+        """Latents of pictures of one size: float32 `(batch, latent_channels, height, width)`.
+
+        Raises:
+            BitstreamError: If a payload is damaged.
+        """
+        device, batch = self.thresholds.device, len(payloads)
+        decoder = self._prepare()[0].decoder(payloads)
+        positions = (height // 4) * (width // 4)
+        z_rows = torch.from_numpy(decoder.decode(self._z_indexes(batch, positions).numpy()))
+
+        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+            indexes = self._indexes(scales)
+            decoded = torch.from_numpy(decoder.decode(indexes.view(batch, -1).numpy()))
+            return decoded.view(scales.shape).to(device, torch.int32)
+
+        with torch.autocast(device.type, enabled=False):
+            y_hat = self._walk(z_rows.view(batch, positions, -1).to(device, torch.int32), height, width, code)
+        decoder.finish()
+        return y_hat.float() / MEAN_UNIT
+
+
+def _grid_to(grid: GridTables, device: torch.device) -> GridTables:
+    def move(table: GatherTable) -> GatherTable:
+        return GatherTable(table.rows.to(device), None if table.targets is None else table.targets.to(device))
+
+    first, second, third = grid.h_s
+    return GridTables(
+        rows=grid.rows.to(device),
+        h_s=([move(table) for table in first], [move(table) for table in second], move(third)),
+        context=move(grid.context),
+        spatial=move(grid.spatial),
+    )
+
+
+__all__ = ["MEAN_UNIT", "SCALE_UNIT", "EncodedLatents", "ExactElic"]

@@ -1,0 +1,354 @@
+"""ELIC image codec: picture to bitstream, bitstream to latents, latents to picture."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from ...coding.bitstream import Bitstream
+from ..entropy_models import FactorizedPrior, additive_noise, gaussian_likelihood, straight_through_round
+from .configuration_elic import ElicConfig
+from .exact_elic import EncodedLatents, ExactElic
+from .layers_elic import (
+    CheckerboardConv2d,
+    analysis_transform,
+    channel_context,
+    checkerboard,
+    hyper_analysis,
+    hyper_synthesis,
+    parameter_aggregation,
+    support_groups,
+    synthesis_transform,
+)
+
+
+# Latent positions that are decoded together: bounds the memory, whatever the number of pictures
+_POSITIONS_PER_BATCH = 2**15
+
+
+@dataclass
+class ElicEncoderOutput(ModelOutput):
+    r"""
+    latents (`torch.FloatTensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
+        Quantized latents `y_hat`, bit-equal to what `decompress` returns.
+    likelihoods (`dict[str, torch.Tensor]`):
+        Estimated probabilities of every element of `"y"` and `"z"`.
+    """
+
+    latents: torch.FloatTensor | None = None
+    likelihoods: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class ElicOutput(ModelOutput):
+    r"""
+    latents (`torch.Tensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
+        Quantized latents `y_hat` of the float path.
+    reconstruction (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+        Decoded picture, not clamped, cropped to the input size.
+    likelihoods (`dict[str, torch.Tensor]`):
+        Probabilities of every element of `"y"` and `"z"`.
+    """
+
+    latents: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    likelihoods: dict[str, torch.Tensor] | None = None
+
+
+def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
+    """Repeats the last row and column until both sides are multiples of `divisor`."""
+    height, width = pixel_values.shape[-2:]
+    padding = (0, -width % divisor, 0, -height % divisor)
+    return F.pad(pixel_values, padding, mode="replicate") if any(padding) else pixel_values
+
+
+class ElicPreTrainedModel(PreTrainedModel):
+    """Initialization and loading rules of the codec."""
+
+    config: ElicConfig
+    config_class = ElicConfig
+    base_model_prefix = "codec"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ElicModel"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            fan_in = module.weight[0].numel()
+            init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
+        elif isinstance(module, FactorizedPrior):
+            module.reset_parameters()
+        elif isinstance(module, ExactElic):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
+
+
+class ElicModel(ElicPreTrainedModel):
+    """ELIC with five uneven channel groups and a two-pass checkerboard (He et al., CVPR 2022).
+
+    pixel_values -> g_a -> y -> quantize -> y_hat -> g_s -> reconstruction
+                           |       ^
+                           h_a     | means, scales   (channel + spatial contexts, aggregation)
+                           v       |
+                           z -> quantize -> h_s
+
+    `encode`, `compress` and `decompress` use the integer networks, so that `decompress(compress(x))` equals
+    `encode(x).latents` bit for bit anywhere. `forward` is the float path for training and estimates.
+    """
+
+    def __init__(self, config: ElicConfig) -> None:
+        super().__init__(config)
+        hidden, latent, kernel = config.hidden_channels, config.latent_channels, config.kernel_size
+        self.g_a = analysis_transform(hidden, latent, kernel)
+        self.g_s = synthesis_transform(hidden, latent, kernel)
+        self.h_a = hyper_analysis(hidden, latent, kernel)
+        self.h_s = hyper_synthesis(hidden, latent, kernel)
+        groups = list(config.group_channels)
+        self.channel_contexts = nn.ModuleList(
+            channel_context(
+                sum(groups[i] for i in support_groups(k)), tuple(config.context_channels), 2 * groups[k], kernel
+            )
+            for k in range(1, len(groups))
+        )
+        self.spatial_contexts = nn.ModuleList(CheckerboardConv2d(size, 2 * size, kernel) for size in groups)
+        self.parameter_aggregations = nn.ModuleList(
+            parameter_aggregation(
+                2 * latent + (2 * size if k == 0 else 4 * size), tuple(config.aggregation_channels), 2 * size
+            )
+            for k, size in enumerate(groups)
+        )
+        self.entropy_bottleneck = FactorizedPrior(hidden, config.initializer_scale)
+        self.exact = ExactElic(config)
+        self._weights_moved = False
+        self.register_load_state_dict_post_hook(_note_missing_integers)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, *, quantization: str | None = None, return_dict: bool | None = None
+    ) -> ElicOutput | tuple[Any, ...]:
+        """Float path: latents, reconstruction and likelihoods, with gradients.
+
+        Args:
+            pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
+            quantization: `"noise"` (uniform noise for the rate, rounding with straight-through gradient for g_s),
+                `"ste"` (straight-through rounding around the means), or `None`: noise in training mode, else ste.
+        """
+        if quantization is None:
+            quantization = "noise" if self.training else "ste"
+        if quantization not in ("noise", "ste"):
+            raise ValueError(f"`quantization` must be 'noise' or 'ste', got {quantization!r}.")
+        height, width = pixel_values.shape[-2:]
+        self._weights_moved |= self.training and torch.is_grad_enabled()
+        y = self.g_a(self._check_pixels(pixel_values))
+        z = self.h_a(y)
+        if quantization == "noise":
+            z_hat = additive_noise(z)
+        else:
+            medians = self.entropy_bottleneck.medians.detach().to(z.dtype)[:, None, None]
+            z_hat = straight_through_round(z - medians) + medians
+        y_hat, y_likelihoods = self._code_float(y, self.h_s(z_hat), quantization)
+        output = ElicOutput(
+            latents=y_hat,
+            reconstruction=self.g_s(y_hat)[..., :height, :width],
+            likelihoods={"y": y_likelihoods, "z": self.entropy_bottleneck.likelihood(z_hat)},
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def _code_float(
+        self, y: torch.Tensor, hyper: torch.Tensor, quantization: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        anchors = checkerboard(*y.shape[-2:], device=y.device)
+        noisy = additive_noise(y) if quantization == "noise" else y
+        decoded: list[torch.Tensor] = []
+        likelihoods = []
+        groups = list(self.config.group_channels)
+        for k, (part, noisy_part) in enumerate(zip(y.split(groups, 1), noisy.split(groups, 1), strict=True)):
+            shared = [hyper]
+            if k:
+                shared.insert(0, self.channel_contexts[k - 1](torch.cat([decoded[i] for i in support_groups(k)], 1)))
+            aggregate = self.parameter_aggregations[k]
+            if quantization == "noise":
+                values = noisy_part
+            else:
+                no_context = torch.zeros_like(part).repeat(1, 2, 1, 1)
+                means = aggregate(torch.cat([no_context, *shared], 1)).chunk(2, 1)[0]
+                values = straight_through_round(part - means) + means
+            context = self.spatial_contexts[k](values * anchors) * ~anchors
+            means, scales = aggregate(torch.cat([context, *shared], 1)).chunk(2, 1)
+            if quantization != "noise":
+                values = straight_through_round(part - means) + means
+            decoded.append(values)
+            likelihoods.append(gaussian_likelihood(values, scales, means))
+        y_hat = straight_through_round(y) if quantization == "noise" else torch.cat(decoded, 1)
+        return y_hat, torch.cat(likelihoods, 1)
+
+    def decode(self, latents: torch.Tensor, *, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Picture from latents (g_s).
+
+        Args:
+            latents: Shape `(batch, latent_channels, height / 16, width / 16)`.
+            size: Height and width to crop to; the padded size by default.
+
+        Returns:
+            Shape `(batch, 3, height, width)`, values in [0, 1].
+        """
+        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
+            raise ValueError(
+                f"`latents` must have shape (batch, {self.config.latent_channels}, height, width), got "
+                f"{tuple(latents.shape)}. They come from `encode(...).latents` or `decompress`."
+            )
+        pixel_values = self.g_s(latents.to(self.dtype)).clamp(0, 1)
+        return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> ElicEncoderOutput:
+        """Latents as `compress` followed by `decompress` yields them, without the bytes.
+
+        Args:
+            pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1], any size: sides are padded to multiples
+                of 64 by repeating the last row and column.
+
+        Returns:
+            Latents in float32 and the estimated likelihoods under the integer networks' means and scales.
+        """
+        encoded, z_hat = self._encode_exact(pixel_values)
+        likelihoods = {
+            "y": gaussian_likelihood(encoded.residuals, encoded.scales, torch.zeros_like(encoded.scales)),
+            "z": self.entropy_bottleneck.likelihood(z_hat),
+        }
+        return ElicEncoderOutput(latents=encoded.latents, likelihoods=likelihoods)
+
+    @torch.no_grad()
+    def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[bytes]:
+        """Self-contained bitstreams, one per picture.
+
+        Args:
+            pixel_values: Shape `(batch, 3, height, width)`, or a list of `(3, height, width)` pictures of any sizes;
+                values in [0, 1].
+        """
+        bitstreams: list[bytes] = []
+        for pictures in _batches_of_one_size(pixel_values):
+            encoded, _ = self._encode_exact(pictures)
+            height, width = pictures.shape[-2:]
+            bitstreams += [
+                Bitstream(self.exact.fingerprint, height, width, payload).pack()
+                for payload in self.exact.pack(encoded)
+            ]
+        return bitstreams
+
+    @torch.no_grad()
+    def decompress(self, bitstreams: Sequence[bytes]) -> torch.Tensor | list[torch.Tensor]:
+        """Latents from bitstreams, bit-equal to the encoder's on every device.
+
+        Args:
+            bitstreams: What `compress` returned. Pictures of one latent size are decoded together.
+
+        Returns:
+            float32 `(batch, latent_channels, height / 16, width / 16)` on the model's device; where the latent sizes
+            differ, a list of `(latent_channels, height / 16, width / 16)` tensors.
+
+        Raises:
+            BitstreamError: If a bitstream is damaged, of a newer version, or was written by another model.
+        """
+        if isinstance(bitstreams, bytes | bytearray | memoryview) or len(bitstreams) == 0:
+            raise ValueError("`bitstreams` must be a non-empty list of bytes objects, one per picture.")
+        self._refresh_exact()
+        parsed = [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for index, bitstream in enumerate(parsed):
+            bitstream.check_fingerprint(self.exact.fingerprint)
+            buckets.setdefault(self._latent_size(bitstream.height, bitstream.width), []).append(index)
+        latents: list[torch.Tensor] = [torch.empty(0)] * len(parsed)
+        for (height, width), indexes in buckets.items():
+            count = max(1, _POSITIONS_PER_BATCH // (height * width))
+            for first in range(0, len(indexes), count):
+                chosen = indexes[first : first + count]
+                decoded = self.exact.decode([parsed[index].payload for index in chosen], height, width)
+                for index, picture in zip(chosen, decoded, strict=True):
+                    latents[index] = picture
+        return torch.stack(latents) if len(buckets) == 1 else latents
+
+    @torch.no_grad()
+    def calibrate(self, pixel_values: torch.Tensor) -> None:
+        """Derives the integer networks and coding tables anew, with activation ranges from these pictures.
+
+        Saving and coding derive them by themselves where they are missing, from drawn pictures; 16 or more
+        photographs of the kind to be coded save a little rate. Bitstreams written before can then not be decoded.
+
+        Args:
+            pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
+        """
+        from .quantization_elic import derive_exact
+
+        derive_exact(self, self._check_pixels(pixel_values))
+        self._weights_moved = False
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves a complete codec: integer networks and coding tables are derived first where they are missing."""
+        self._refresh_exact()
+        super().save_pretrained(save_directory, **kwargs)
+
+    def aux_loss(self) -> torch.Tensor:
+        """Loss of the prior's quantiles, for an optimizer of its own over `entropy_bottleneck.quantiles`."""
+        return self.entropy_bottleneck.aux_loss()
+
+    def train(self, mode: bool = True) -> "ElicModel":
+        """Training mode, unless every parameter is frozen: a frozen codec keeps rounding."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    def _encode_exact(self, pixel_values: torch.Tensor) -> tuple[EncodedLatents, torch.Tensor]:
+        self._refresh_exact()
+        y = self.g_a(self._check_pixels(pixel_values))
+        medians = self.entropy_bottleneck.medians.float()[:, None, None]
+        z_symbols = (self.h_a(y).float() - medians).round()
+        return self.exact.encode(y, z_symbols), z_symbols + medians
+
+    def _refresh_exact(self) -> None:
+        """Derives the integers where there are none, or where the float weights were trained since."""
+        if self._weights_moved or not self.exact.is_derived:
+            from .quantization_elic import synthetic_pictures
+
+            self.calibrate(synthetic_pictures())
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        divisor, factor = self.config.size_divisor, self.config.downsampling_factor
+        return (height + -height % divisor) // factor, (width + -width % divisor) // factor
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}. "
+                "Prepare pictures with `ComNeckImageProcessor`."
+            )
+        return pad_to_multiple(pixel_values.to(self.device, self.dtype), self.config.size_divisor)
+
+
+def _batches_of_one_size(pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    if isinstance(pixel_values, torch.Tensor):
+        return [pixel_values]
+    if len({tuple(picture.shape) for picture in pixel_values}) == 1:
+        return [torch.stack(list(pixel_values))]
+    return [picture[None] for picture in pixel_values]
+
+
+def _note_missing_integers(module: nn.Module, incompatible_keys: Any) -> None:
+    """Float weights that came without their integers make the present integers stale."""
+    if any(key.split("exact.")[0] in ("", "codec.") and "exact." in key for key in incompatible_keys.missing_keys):
+        module._weights_moved = True
+
+
+__all__ = ["ElicEncoderOutput", "ElicModel", "ElicOutput", "ElicPreTrainedModel", "pad_to_multiple"]

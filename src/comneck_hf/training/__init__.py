@@ -1,0 +1,1 @@
+"""Training: data, zero-shot heads, losses and the stages of the papers."""
