@@ -80,7 +80,7 @@ def test_shapes_are_labeled_from_their_questions_and_answers(tmp_path):
         ("what color is the shape?", "what shape is in the image?"): ("red", "circle"),
         ("is there a teal shape?", "is there not a triangle in the image?"): ("yes", "no"),
         ("is no green shape present?", "does the image contain a circle?", "is there a rectangle?"): ("no", "no", "no"),
-        ("is there a red shape?", "what is the red shape?"): ("no", "triangle"),
+        ("is there a red shape?", "what shape does the image contain?"): ("no", "triangle"),
     }
     features = datasets.Features(
         {

@@ -4,6 +4,7 @@ Coding never uses these numbers: `comneck_hf.coding` works on integers that are 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -44,6 +45,10 @@ def additive_noise(inputs: torch.Tensor) -> torch.Tensor:
     return inputs + torch.rand_like(inputs) - 0.5
 
 
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def gaussian_likelihood(values: torch.Tensor, scales: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """Probability of the unit bin around each value under N(mean, scale).
 
@@ -55,8 +60,8 @@ def gaussian_likelihood(values: torch.Tensor, scales: torch.Tensor, means: torch
     Returns:
         Same shape, in [1e-9, 1].
     """
-    distance = (values.float() - means.float()).abs()
-    scales = lower_bound(scales.float(), SCALE_BOUND)
+    distance = (_at_least_float32(values) - _at_least_float32(means)).abs()
+    scales = lower_bound(_at_least_float32(scales), SCALE_BOUND)
     root = -1 / math.sqrt(2)
     upper = torch.erfc(root * (0.5 - distance) / scales)
     lower = torch.erfc(root * (-0.5 - distance) / scales)
@@ -95,6 +100,15 @@ class FactorizedPrior(nn.Module):
         start = self.quantiles.new_tensor([-self.init_scale, 0.0, self.init_scale])
         init.copy_(self.quantiles, start.expand_as(self.quantiles))
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FactorizedPrior":
+        """Moves with the model, but never below float32: half precision would blur the densities."""
+        kept = {name: parameter.data for name, parameter in self.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16) and kept[name].dtype == torch.float32:
+                parameter.data = kept[name].to(parameter.device)
+        return self
+
     @property
     def medians(self) -> torch.Tensor:
         """Shape `(channels,)`; rounding of `z` is centred there."""
@@ -114,7 +128,7 @@ class FactorizedPrior(nn.Module):
     def likelihood(self, z: torch.Tensor) -> torch.Tensor:
         """Probability of the unit bin around each hyper-latent, `(batch, channels, height, width)`, in [1e-9, 1]."""
         batch, channels, height, width = z.shape
-        values = z.float().transpose(0, 1).reshape(channels, 1, -1)
+        values = _at_least_float32(z).transpose(0, 1).reshape(channels, 1, -1)
         with torch.autocast(z.device.type, enabled=False):
             lower = self.logits_cumulative(values - 0.5)
             upper = self.logits_cumulative(values + 0.5)

@@ -1,6 +1,7 @@
 """CLIP vision tower fed by codec latents, and the model that joins it with a codec."""
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,19 +10,15 @@ import torch
 from torch import nn
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import (
-    CLIPAttention,
-    CLIPEncoder,
-    CLIPEncoderLayer,
-    CLIPVisionEmbeddings,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_comneck import ComNeckConfig, ComNeckVisionConfig
+from .encoder_comneck import ComNeckEncoder
 from .neck_comneck import TransformNeck
 
 
@@ -49,50 +46,6 @@ class ComNeckModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None
     latents: torch.Tensor | None = None
-
-
-class SkippedLayer(CLIPEncoderLayer):
-    """Stands for a CLIP layer that the neck replaces: no weights, returns its input.
-
-    transformers records hidden states per `CLIPEncoderLayer` that runs, so this one keeps CLIP's numbering.
-    """
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
-        """Returns `hidden_states`; takes what every CLIP layer takes."""
-        return hidden_states
-
-
-class ComNeckEncoder(CLIPEncoder):
-    """CLIP's layers, entered behind the skipped ones. Weights keep CLIP's names (`layers.2...` and up)."""
-
-    def __init__(self, config: ComNeckVisionConfig) -> None:
-        nn.Module.__init__(self)
-        self.config = config
-        num_missing = 0 if config.keep_clip_stem else config.num_skipped_layers
-        self.layers = nn.ModuleList(
-            nn.Identity() if index < num_missing else CLIPEncoderLayer(config)
-            for index in range(config.num_hidden_layers)
-        )
-        self.skipped_layer = SkippedLayer()
-        self.gradient_checkpointing = False
-
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        num_skipped_layers: int = 0,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        """Runs the layers from `num_skipped_layers` on `(batch, tokens, hidden_size)`."""
-        hidden_states = inputs_embeds
-        for index, layer in enumerate(self.layers):
-            layer = self.skipped_layer if index < num_skipped_layers else layer
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class ComNeckVisionModel(CLIPVisionModel):
@@ -231,6 +184,8 @@ class ComNeckModel(PreTrainedModel):
         self.vision_model = ComNeckVisionModel._from_config(config.vision_config)
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
+        # transformers merges the children's lists, and the codec's would hide everything that is not codec.
+        self._keys_to_ignore_on_load_unexpected = set(self.vision_model._keys_to_ignore_on_load_unexpected)
 
     @classmethod
     def from_codec_and_clip(
@@ -299,6 +254,12 @@ class ComNeckModel(PreTrainedModel):
             self.codec.eval()
         return self
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves a complete model: the codec derives its integer networks and coding tables where it has none."""
+        if self.codec is not None:
+            self.codec._refresh_exact()
+        super().save_pretrained(save_directory, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -321,8 +282,9 @@ class ComNeckModel(PreTrainedModel):
         """
         pixel_values, latents = _sort_inputs(pixel_values, latents, self.config.vision_config)
         if latents is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(self._require_codec())):
-                latents = self.codec.encode(pixel_values).latents
+            codec = self._require_codec()
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(codec)):
+                latents = codec.encode(pixel_values).latents
         vision_outputs = self.vision_model(
             latents=latents, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )

@@ -83,6 +83,7 @@ class ElicPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["ElicModel"]
+    _keep_in_fp32_modules_strict = ["entropy_bottleneck"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
