@@ -128,7 +128,7 @@ class FactorizedPrior(nn.Module):
     def likelihood(self, z: torch.Tensor) -> torch.Tensor:
         """Probability of the unit bin around each hyper-latent, `(batch, channels, height, width)`, in [1e-9, 1]."""
         batch, channels, height, width = z.shape
-        values = _at_least_float32(z).transpose(0, 1).reshape(channels, 1, -1)
+        values = z.to(self.quantiles.dtype).transpose(0, 1).reshape(channels, 1, -1)
         with torch.autocast(z.device.type, enabled=False):
             lower = self.logits_cumulative(values - 0.5)
             upper = self.logits_cumulative(values + 0.5)
