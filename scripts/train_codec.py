@@ -5,20 +5,20 @@ python scripts/train_codec.py configs/comneck-tiny-codec-q2.yaml --data DATA/cal
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm.auto import trange
-from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.training.arguments import parse_arguments
 from comneck_hf.training.data import load_pack, load_shapes_pack, random_crops
 from comneck_hf.training.initialization import init_transforms_from_images
+from comneck_hf.training.loop import Metrics, train_steps
 from comneck_hf.training.losses import rate_distortion_loss
 
 
@@ -81,57 +81,42 @@ def main(args: CodecArguments) -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, min(200, args.steps // 10), args.steps)
     model, optimizer, aux_optimizer = accelerator.prepare(model, optimizer, aux_optimizer)
     accelerator.register_for_checkpointing(scheduler)
+    network = accelerator.unwrap_model(model).train()
 
-    output = Path(args.output_dir)
-    first = 0
-    log: list[dict[str, float]] = []
-    if args.resume_from_checkpoint and (output / "progress.json").exists():
-        accelerator.load_state(str(output / "checkpoint"))
-        progress = json.loads((output / "progress.json").read_text())
-        first, log = progress["step"], progress["log"]
-    bar = trange(first, args.steps, initial=first, total=args.steps, disable=not accelerator.is_local_main_process)
-    model.train()
-    for step in bar:
-        final = step >= args.steps * (1 - args.final_share)
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+    def step(index: int) -> Metrics:
+        final = index >= args.steps * (1 - args.final_share)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + index)
         count = args.final_batch_size if final else args.batch_size
-        source = train_images
-        if shapes is not None and torch.rand((), generator=generator) < args.shapes_share:
-            source = shapes
+        from_shapes = shapes is not None and torch.rand((), generator=generator) < args.shapes_share
+        source = shapes if from_shapes else train_images
         batch = source[torch.randint(len(source), (count,), generator=generator)]
         pixel_values = random_crops(batch, args.final_crop_size if final else args.crop_size, generator=generator)
         pixel_values = pixel_values.to(accelerator.device, memory_format=torch.channels_last)
-        quantization = "ste" if step >= args.steps * (1 - args.ste_share) else "noise"
         with accelerator.autocast():
-            outputs = model(pixel_values, quantization=quantization)
-        loss, bpp, mse = rate_distortion_loss(outputs, pixel_values, args.lmbda)
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step} (bpp {bpp.item()}, mse {mse.item()}).")
-        accelerator.backward(loss + accelerator.unwrap_model(model).aux_loss())
+            rounding = index >= args.steps * (1 - args.ste_share)
+            outputs = model(pixel_values, quantization="ste" if rounding else "noise")
+        loss, metrics = rate_distortion_loss(outputs, pixel_values, args.lmbda)
+        accelerator.backward(loss + network.aux_loss())
         accelerator.clip_grad_norm_(main_parameters, args.max_grad_norm)
         for each in (optimizer, aux_optimizer):
             each.step()
             each.zero_grad()
         scheduler.step()
-        if step % 50 == 0:
-            log.append({"step": step, "loss": loss.item(), "bpp": bpp.item(), "psnr": -10 * mse.log10().item()})
-            bar.set_postfix(log[-1])
-        if (step + 1) % args.checkpointing_steps == 0 and accelerator.is_main_process:
-            accelerator.save_state(str(output / "checkpoint"))
-            (output / "progress.json").write_text(json.dumps({"step": step + 1, "log": log, "config": asdict(args)}))
-    model = accelerator.unwrap_model(model).eval()
-    model.save_pretrained(output / "model")
+        return metrics
+
+    log = train_steps(
+        accelerator,
+        args.steps,
+        step,
+        output_dir=args.output_dir,
+        checkpointing_steps=args.checkpointing_steps,
+        resume=args.resume_from_checkpoint,
+    )
+    output = Path(args.output_dir)
+    network.eval().calibrate(sample[:64, :, :128, :128])
+    network.save_pretrained(output / "model")
     (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(CodecArguments)
-    # a YAML file first, flags override it
-    if len(sys.argv) > 1 and sys.argv[1].endswith(".yaml"):
-        import yaml
-
-        settings = yaml.safe_load(Path(sys.argv[1]).read_text())
-        parser.set_defaults(**settings)
-        main(parser.parse_args_into_dataclasses(sys.argv[2:])[0])
-    else:
-        main(parser.parse_args_into_dataclasses()[0])
+    main(parse_arguments(CodecArguments))

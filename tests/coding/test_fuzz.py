@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from comneck_hf.coding.bitstream import Bitstream, BitstreamError
-from comneck_hf.evaluation.fuzz import MUTATIONS, fuzz, mutated, run_cases, tiny_codec_target
+from comneck_hf.evaluation.fuzz import fuzz, run_cases, tiny_codec_target
+from comneck_hf.evaluation.mutations import MUTATIONS, mutated
 
 
 CASES = 20_000
@@ -57,34 +58,34 @@ def test_the_unbroken_bitstreams_decode(tiny):
         assert target(data).isfinite().all()
 
 
+WEAK_CASES = {30: "crash", 31: "hang", 32: "IndexError", 33: "latents that are not finite"}
+
+
 def weak_target():
-    """Fails in every way that a decoder can, depending on the length of its input."""
+    """Fails in every way that a decoder can, one way for each of four cases."""
+    corpus = [Bitstream(1, 64, 64, bytes(range(size))).pack() for size in (30, 60)]
+    outcomes = {mutated(number, corpus)[1]: outcome for number, outcome in WEAK_CASES.items()}
 
     def target(data: bytes) -> torch.Tensor:
-        if len(data) == 40:
-            os.abort()
-        if len(data) == 41:
-            while True:
-                time.process_time()
-        if len(data) == 42:
-            raise IndexError("read behind the end")
-        if len(data) == 43:
-            return torch.tensor([float("nan")])
+        match outcomes.get(data):
+            case "crash":
+                os.abort()
+            case "hang":
+                while True:
+                    time.process_time()
+            case "IndexError":
+                raise IndexError("read behind the end")
+            case "latents that are not finite":
+                return torch.tensor([float("nan")])
         raise BitstreamError("refused")
 
-    return target, [Bitstream(1, 64, 64, bytes(range(30))).pack(), Bitstream(1, 64, 64, bytes(range(60))).pack()]
+    return target, corpus
 
 
 def test_crashes_hangs_wrong_exceptions_and_wrong_latents_of_a_worker_are_reported():
-    _, corpus = weak_target()
-    lengths = {number: len(mutated(number, corpus)[1]) for number in range(600)}
-    # A crash costs a new process: few cases are enough.
-    cases = next(n for n in range(600) if {40, 41, 42, 43} <= {lengths[m] for m in range(n)})
     progress = []
-    report = fuzz(weak_target, cases=cases, limit_s=0.3, on_progress=progress.append)
-    expected = {40: "crash", 41: "hang", 42: "IndexError", 43: "latents that are not finite"}
-    outcomes = {failure["number"]: failure["outcome"] for failure in report.failures}
-    assert outcomes == {n: expected[lengths[n]] for n in range(cases) if lengths[n] in expected}
-    assert report.cases == cases == sum(progress)
-    assert report.num_failures == len(outcomes)
+    report = fuzz(weak_target, cases=700, limit_s=0.3, on_progress=progress.append)
+    assert {failure["number"]: failure["outcome"] for failure in report.failures} == WEAK_CASES
+    assert report.cases == 700 == sum(progress)
+    assert report.num_failures == 4
     assert set(report.to_dict()["outcomes"]) <= set(MUTATIONS)

@@ -79,7 +79,11 @@ def test_shapes_are_labeled_from_their_questions_and_answers(tmp_path):
     questions = {
         ("what color is the shape?", "what shape is in the image?"): ("red", "circle"),
         ("is there a teal shape?", "is there not a triangle in the image?"): ("yes", "no"),
-        ("is no green shape present?", "does the image contain a circle?", "is there a rectangle?"): ("no", "no", "no"),
+        ("is no green shape present?", "does the image contain a circle?", "is there a rectangle?"): (
+            "no",
+            "no",
+            "no",
+        ),
         ("is there a red shape?", "what shape does the image contain?"): ("no", "triangle"),
     }
     features = datasets.Features(
@@ -195,4 +199,6 @@ def test_random_erasing_fills_one_rectangle_of_the_chosen_share():
 def test_normalize_maps_the_mean_color_of_clip_to_zero():
     gray = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     assert torch.allclose(normalize(gray), torch.zeros(1, 3, 2, 2))
-    assert torch.allclose(normalize(torch.ones(1, 3, 1, 1)).flatten(), torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-3)
+    assert torch.allclose(
+        normalize(torch.ones(1, 3, 1, 1)).flatten(), torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-3
+    )

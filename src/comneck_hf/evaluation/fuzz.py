@@ -1,16 +1,14 @@
-"""Fuzzing of bitstream decoders: broken bitstreams by number, run in processes that may crash or hang.
+"""Fuzzing of bitstream decoders, in processes that may crash or hang.
 
-Every case has a number; number and seed give its bytes, so that `mutated(number, corpus, seed=seed)` brings any failure
-back. A decoder passes if it returns finite latents or raises `BitstreamError` for all of them.
+Every case has a number; number and seed give its bytes, so that `mutated(number, corpus, seed=seed)` brings any
+failure back. A decoder passes if it returns finite latents or raises `BitstreamError` for all of them.
 """
 
 import multiprocessing
 import os
-import random
 import resource
 import signal
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +18,11 @@ from typing import Any
 
 import torch
 
-from ..coding.bitstream import BITSTREAM_VERSION, MAGIC, Bitstream, BitstreamError
+from ..coding.bitstream import BitstreamError
+from .mutations import drawn_mutation, mutated
 
 
-__all__ = ["MUTATIONS", "FuzzReport", "Target", "fuzz", "mutated", "run_cases", "tiny_codec_target"]
+__all__ = ["FuzzReport", "Target", "fuzz", "run_cases", "tiny_codec_target"]
 
 Target = Callable[[bytes], torch.Tensor]
 
@@ -80,158 +79,6 @@ class FuzzReport:
             nested.setdefault(mutation, {})[outcome] = count
         rounded = {name: round(getattr(self, name), 2) for name in ("max_cpu_ms", "growth_mib", "seconds")}
         return {**asdict(self), "outcomes": nested, **rounded}
-
-
-# --- mutations ----------------------------------------------------------------------------------------------------
-
-
-def _damaged(source: random.Random, data: bytes, corpus: Sequence[bytes]) -> bytes:
-    """One to four edits: flip, replace, cut, append, remove, repeat, splice."""
-    result = bytearray(data)
-    for _ in range(source.randint(1, 4)):
-        size = len(result)
-        at, span = source.randrange(size + 1), source.randint(1, 12)
-        edit = source.randrange(7)
-        if edit == 0 and size:
-            result[at % size] ^= 1 << source.randrange(8)
-        elif edit == 1:
-            result[at : at + span] = source.randbytes(min(span, size - at))
-        elif edit == 2:
-            del result[at:]
-        elif edit == 3:
-            result += source.randbytes(span) if source.random() < 0.5 else bytes(span)
-        elif edit == 4:
-            del result[at : at + span]
-        elif edit == 5:
-            result[at:at] = result[at : at + span]
-        else:
-            other = source.choice(corpus)
-            result[at:] = other[source.randrange(len(other)) :]
-    return bytes(result)
-
-
-def _one_bit(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    data = bytearray(source.choice(corpus))
-    data[source.randrange(len(data))] ^= 1 << source.randrange(8)
-    return bytes(data)
-
-
-def _truncated(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    data = source.choice(corpus)
-    return data[: source.randrange(len(data))]
-
-
-def _edited(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    return _damaged(source, source.choice(corpus), corpus)
-
-
-def _spliced(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    first, second = source.choice(corpus), source.choice(corpus)
-    return first[: source.randrange(len(first))] + second[source.randrange(len(second)) :]
-
-
-def _noise(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    return source.randbytes(source.randrange(300))
-
-
-def _noise_behind_magic(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    return MAGIC + bytes([BITSTREAM_VERSION]) + source.randbytes(source.randrange(300))
-
-
-def _header(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    """Any byte of the header, behind a checksum that fits."""
-    data = bytearray(source.choice(corpus)[:-4])
-    for _ in range(source.randint(1, 3)):
-        data[source.randrange(12)] = source.choice([0, 1, 127, 128, 255, source.randrange(256)])
-    return _with_checksum(bytes(data))
-
-
-def _repaired(edit: Callable[[random.Random, Bitstream, list[bytes]], dict[str, Any]]) -> Callable[..., bytes]:
-    """A mutation that changes fields of a valid bitstream and packs them with a checksum that fits."""
-
-    def mutation(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-        bitstream = Bitstream.parse(source.choice(corpus))
-        payloads = [Bitstream.parse(data).payload for data in source.choices(corpus, k=2)]
-        fields = {**vars(bitstream), **edit(source, bitstream, payloads)}
-        return Bitstream(**fields).pack()
-
-    return mutation
-
-
-def _random_side(source: random.Random) -> int:
-    return min(int(2 ** source.uniform(0, 28)), 2**28 - 1)
-
-
-def _any_size(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"height": _random_side(source), "width": source.choice([bitstream.width, _random_side(source)])}
-
-
-def _small_size(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"height": source.randint(1, 200), "width": source.randint(1, 200)}
-
-
-def _other_fingerprint(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"fingerprint": bitstream.fingerprint ^ 1 << source.randrange(32)}
-
-
-def _payload_bit(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"payload": _one_bit(source, payloads)}
-
-
-def _payload_edited(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"payload": _damaged(source, bitstream.payload, payloads)}
-
-
-def _payload_spliced(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    return {"payload": _spliced(source, payloads)}
-
-
-def _payload_noise(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
-    noise = source.randbytes(source.randrange(300))
-    return {"payload": source.choice([noise, noise, bytes(len(noise)), b"\xff" * len(noise)])}
-
-
-MUTATIONS: dict[str, tuple[int, Callable[[random.Random, Sequence[bytes]], bytes]]] = {
-    "one bit flipped": (10, _one_bit),
-    "truncated": (10, _truncated),
-    "edited": (20, _edited),
-    "spliced": (10, _spliced),
-    "random": (5, _noise),
-    "random behind magic": (10, _noise_behind_magic),
-    "header, checksum repaired": (5, _header),
-    "sizes, checksum repaired": (4, _repaired(_any_size)),
-    "small sizes, checksum repaired": (3, _repaired(_small_size)),
-    "fingerprint, checksum repaired": (3, _repaired(_other_fingerprint)),
-    "payload bit flipped, checksum repaired": (5, _repaired(_payload_bit)),
-    "payload edited, checksum repaired": (6, _repaired(_payload_edited)),
-    "payload spliced, checksum repaired": (5, _repaired(_payload_spliced)),
-    "payload random, checksum repaired": (4, _repaired(_payload_noise)),
-}
-"""Name -> weight and function. With a repaired checksum, a bitstream reaches the header checks and the decoder."""
-
-_NAMES = tuple(MUTATIONS)
-_WEIGHTS = tuple(weight for weight, _ in MUTATIONS.values())
-
-
-def mutated(number: int, corpus: Sequence[bytes], *, seed: int = 0) -> tuple[str, bytes]:
-    """Mutation and bytes of one case.
-
-    Args:
-        number: Number of the case.
-        corpus: Valid bitstreams of one model.
-        seed: Seed of the whole run.
-    """
-    source, name = _drawn(number, seed)
-    return name, MUTATIONS[name][1](source, corpus)
-
-
-def _drawn(number: int, seed: int) -> tuple[random.Random, str]:
-    source = random.Random(number << 32 | seed)
-    return source, source.choices(_NAMES, _WEIGHTS)[0]
-
-
-def _with_checksum(body: bytes) -> bytes:
-    return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -365,7 +212,9 @@ class _Worker:
         if number < 0:
             raise RuntimeError(f"A fuzzing worker ended with exit code {code} before its first case.")
         hung = code == -signal.SIGPROF or time.monotonic() - self.heard > _STALLED_S
-        report.add_failure(number, _drawn(number, self.seed)[1], "hang" if hung else "crash", f"exit code {code}")
+        report.add_failure(
+            number, drawn_mutation(number, seed=self.seed)[1], "hang" if hung else "crash", f"exit code {code}"
+        )
         self.skipped.add(number)
         self.start()
         return True

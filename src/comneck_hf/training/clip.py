@@ -28,7 +28,6 @@ __all__ = [
     "build_tokenizer",
     "evaluate_zero_shot",
     "image_embeddings",
-    "mimetic_init_",
     "mix_images",
     "parameter_groups",
     "save_clip",
@@ -75,7 +74,7 @@ def build_tokenizer(texts: Sequence[str], *, vocab_size: int = 1024, max_length:
 
 
 def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    """The tiny CLIP (112 px pictures, patches of 14) with random weights and a mimetic vision tower."""
+    """The tiny CLIP (112 px pictures, patches of 14) with random weights."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -101,42 +100,7 @@ def build_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         **ids,
     }
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=128, **ids)
-    model = CLIPModel(config)
-    mimetic_init_(model.vision_model)
-    return model
-
-
-@torch.no_grad()
-def mimetic_init_(vision_model: nn.Module) -> None:
-    """Initializes a CLIP vision tower as trained ones look (Trockman and Kolter 2023), in place.
-
-    Per head, W_q W_k^T is close to 0.7 Z + 0.7 I and W_v W_o to 0.4 Z - 0.4 I, with Z random; positions start as
-    two-dimensional sinusoids. This helps much on few data.
-
-    Args:
-        vision_model: the `vision_model` of a `CLIPModel`.
-    """
-    for layer in vision_model.encoder.layers:
-        attention = layer.self_attn
-        dim, head_dim = attention.embed_dim, attention.head_dim
-        eye = torch.eye(dim)
-        for head in range(attention.num_heads):
-            left, values, right = torch.linalg.svd(0.7 * torch.randn(dim, dim) / math.sqrt(dim) + 0.7 * eye)
-            root = values[:head_dim].sqrt()[:, None]
-            rows = slice(head * head_dim, (head + 1) * head_dim)
-            attention.q_proj.weight[rows] = root * left.T[:head_dim]
-            attention.k_proj.weight[rows] = root * right[:head_dim]
-        left, values, right = torch.linalg.svd(0.4 * torch.randn(dim, dim) / math.sqrt(dim) - 0.4 * eye)
-        attention.v_proj.weight.copy_(values.sqrt()[:, None] * left.T)
-        attention.out_proj.weight.copy_(right.T * values.sqrt())
-    embeddings = vision_model.embeddings
-    grid, dim = embeddings.image_size // embeddings.patch_size, embeddings.embed_dim
-    frequencies = 1.0 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
-    angles = torch.arange(grid)[:, None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    down, right = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
-    embeddings.position_embedding.weight[0] = 0
-    embeddings.position_embedding.weight[1:] = torch.cat([down, right], dim=2).flatten(0, 1)
+    return CLIPModel(config)
 
 
 def image_embeddings(model: CLIPModel, pixel_values: Tensor) -> Tensor:

@@ -41,14 +41,14 @@ class ClipTrainingArguments:
     """Settings of one training of the small CLIP."""
 
     resolutions: list[int] = field(default_factory=lambda: [56, 84, 112], metadata={"help": "picture size per stage"})
-    epochs: list[int] = field(default_factory=lambda: [18, 14, 4], metadata={"help": "epochs per stage"})
-    text_steps: int = field(default=150, metadata={"help": "steps of the text tower before the first epoch"})
+    epochs: list[int] = field(default_factory=lambda: [13, 11, 3], metadata={"help": "epochs per stage"})
+    text_steps: int = field(default=100, metadata={"help": "steps of the text tower before the first epoch"})
     text_every: int = field(default=8, metadata={"help": "steps between two updates of the text tower"})
     batch_size: int = field(default=64, metadata={"help": "pictures per step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.1, metadata={"help": "weight decay of the matrices"})
     label_smoothing: float = field(default=0.1, metadata={"help": "probability spread over all captions"})
-    mix_probability: float = field(default=0.3, metadata={"help": "share of the steps with CutMix or Mixup"})
+    mix_probability: float = field(default=0.2, metadata={"help": "share of the steps with CutMix or Mixup"})
     average_decay: float = field(default=0.998, metadata={"help": "decay of the average of the weights"})
     evaluate_every: int = field(default=3, metadata={"help": "epochs between validations"})
     validation_crop: int = field(default=128, metadata={"help": "side of the central crop that is validated"})

@@ -1,0 +1,53 @@
+"""Figures, drawn without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+__all__ = ["save_label_figure"]
+
+_BAR_COLOR, _HIGHLIGHT_COLOR = "#9db7d5", "#1f5a96"
+
+
+def save_label_figure(
+    path: str | Path,
+    *,
+    pictures: Sequence[tuple[str, Image.Image]],
+    labels: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    title: str,
+) -> None:
+    """Draws pictures in a row and bar charts of labels below them.
+
+    Args:
+        path: Where to write; the suffix chooses the format (`.png`).
+        pictures: Captions and pictures, as many as there are charts.
+        labels: Captions and label probabilities (0 to 1), the most probable label first.
+        title: One line above everything.
+
+    Raises:
+        ValueError: If there are not as many pictures as charts, or none.
+    """
+    if not pictures or len(pictures) != len(labels):
+        raise ValueError(f"Give as many pictures as label charts, got {len(pictures)} and {len(labels)}.")
+    figure = Figure(figsize=(3.6 * len(pictures), 6.0), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(2, len(pictures), height_ratios=(3, 1.5), squeeze=False)
+    for axis, (caption, picture) in zip(axes[0], pictures, strict=True):
+        axis.imshow(np.asarray(picture), interpolation="nearest")
+        axis.set_title(caption, fontsize=9)
+        axis.set_axis_off()
+    for axis, (caption, bars) in zip(axes[1], labels, strict=True):
+        names = [name for name, _ in bars]
+        colors = [_HIGHLIGHT_COLOR] + [_BAR_COLOR] * (len(bars) - 1)
+        axis.barh(range(len(bars)), [probability for _, probability in bars], color=colors)
+        for row, (name, probability) in enumerate(bars):
+            axis.text(probability + 0.02, row, f"{name}  {100 * probability:.1f} %", va="center", fontsize=9)
+        axis.set(xlim=(0, 1.0), yticks=[], xticks=(0, 0.5, 1), ylim=(len(names) - 0.4, -0.6))
+        axis.set_title(caption, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,102 @@
+"""Pictures and bitstreams on disk: which to read, where to write."""
+
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+__all__ = [
+    "BITSTREAM_SUFFIX",
+    "PICTURE_SUFFIXES",
+    "find_files",
+    "name_outputs",
+    "read_picture",
+    "refuse_existing",
+    "to_image",
+]
+
+BITSTREAM_SUFFIX = ".cnk"
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
+
+
+def find_files(inputs: Iterable[Path], *, suffixes: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Files and the files of folders, searched with subfolders.
+
+    Args:
+        inputs: Files, taken whatever their suffix and existence, and folders.
+        suffixes: Which files of a folder are taken, lower case.
+
+    Returns:
+        Pairs of a file and its name relative to the input it came from, sorted within each folder.
+
+    Raises:
+        ValueError: If a folder holds no such file.
+    """
+    found: list[tuple[Path, Path]] = []
+    for path in inputs:
+        if not path.is_dir():
+            found.append((path, Path(path.name)))
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        if not inside:
+            raise ValueError(f"The folder {path} holds no {', '.join(suffixes)} files.")
+        found += [(file, file.relative_to(path)) for file in inside]
+    return found
+
+
+def name_outputs(files: Sequence[tuple[Path, Path]], output: Path, *, suffixes: Sequence[str]) -> list[Path]:
+    """Where the result for each file goes.
+
+    Args:
+        files: What `find_files` returned.
+        output: A folder, which may have to be made; for a single file also a file name with one of `suffixes`.
+        suffixes: Suffixes of results; the first is given to files in a folder.
+
+    Raises:
+        ValueError: If two results would have the same name.
+    """
+    if len(files) == 1 and output.suffix.lower() in suffixes and not output.is_dir():
+        return [output]
+    targets = [output / name.with_suffix(suffixes[0]) for _, name in files]
+    first_source: dict[Path, Path] = {}
+    for (source, _), target in zip(files, targets, strict=True):
+        if target in first_source:
+            raise ValueError(
+                f"{first_source[target]} and {source} would both be written to {target}. Code them into two folders."
+            )
+        first_source[target] = source
+    return targets
+
+
+def refuse_existing(targets: Iterable[Path]) -> None:
+    """Raises `ValueError`, naming the first, if any of the files exists."""
+    existing = [target for target in targets if target.exists()]
+    if existing:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]}{more} exists already. Pass --force to overwrite.")
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as RGB, upright as its EXIF orientation says.
+
+    Raises:
+        ValueError: If the file cannot be read as a picture.
+        OSError: If it cannot be opened at all.
+    """
+    with path.open("rb") as file:
+        try:
+            return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        except Image.UnidentifiedImageError:
+            raise ValueError(f"{path} is not a picture in a format that Pillow reads.") from None
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} is not a readable picture: {error}") from None
+
+
+def to_image(pixel_values: torch.Tensor) -> Image.Image:
+    """An 8-bit picture from `(3, height, width)` values in [0, 1], rounded."""
+    levels = (pixel_values.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))

@@ -1,0 +1,92 @@
+"""Models by name: a folder, a Hub id, or a model that ships with the package."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from . import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
+
+
+__all__ = ["load_codec", "load_image_processor", "load_model", "resolve_device", "resolve_model"]
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes for a name.
+
+    Args:
+        name: Folder, packaged model such as `"comneck-tiny-d1-q2"`, or Hub id such as `"owner/name"`.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if Path(name).is_dir():
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
+        return name
+    try:
+        return pretrained(name)
+    except ValueError as error:
+        raise ValueError(f"No model at {name!r}: neither a folder nor a Hub id (owner/name). {error}") from None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device with this name, after a first use.
+
+    Args:
+        name: `"auto"` (a GPU where there is one), `"cpu"`, `"cuda"`, `"cuda:1"`, ...
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise ValueError(f"No usable device is called {name!r} ({reason}). Use 'cpu' or 'auto'.") from None
+    return device
+
+
+def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ElicModel:
+    """The codec of a model, without the rest; `name` as in `resolve_model`.
+
+    Raises:
+        ValueError: If the model has no codec.
+        OSError: If there is no model.
+    """
+    path = resolve_model(name)
+    config = AutoConfig.from_pretrained(path)
+    if isinstance(config, ComNeckConfig):
+        config = config.codec_config
+    if not isinstance(config, ElicConfig):
+        raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
+    return ElicModel.from_pretrained(path, config=config, dtype=dtype).eval().to(device)
+
+
+def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ComNeckModel:
+    """A complete model; `name` as in `resolve_model`.
+
+    Raises:
+        ValueError: If it is no ComNeck model.
+        OSError: If there is no model.
+    """
+    path = resolve_model(name)
+    config = AutoConfig.from_pretrained(path)
+    if not isinstance(config, ComNeckConfig):
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck model.")
+    return AutoModel.from_pretrained(path, config=config, dtype=dtype).eval().to(device)
+
+
+def load_image_processor(name: str, *, crop: bool = True) -> ComNeckImageProcessorPil:
+    """The model's image processor on PIL, the backend of published numbers.
+
+    Args:
+        name: As in `resolve_model`.
+        crop: Resize and crop as the model expects it; otherwise pictures are kept whole.
+    """
+    if not crop:
+        return ComNeckImageProcessorPil(do_resize=False, do_center_crop=False)
+    return AutoImageProcessor.from_pretrained(resolve_model(name), backend="pil")

@@ -1,0 +1,61 @@
+"""Registration with transformers' Auto classes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, CLIPModel, CLIPVisionModel, conversion_mapping
+
+from comneck_hf import (
+    ComNeckConfig,
+    ComNeckModel,
+    ComNeckVisionConfig,
+    ComNeckVisionModel,
+    ElicConfig,
+    ElicModel,
+    auto,
+)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "model_class"),
+    [(ElicConfig, ElicModel), (ComNeckVisionConfig, ComNeckVisionModel), (ComNeckConfig, ComNeckModel)],
+)
+def test_every_model_is_found_by_its_type(tmp_path, config_class, model_class):
+    config_class().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is config_class
+    with torch.device("meta"):
+        assert type(AutoModel.from_config(config)) is model_class
+
+
+def test_registering_again_changes_nothing():
+    mapping = dict(conversion_mapping._MODEL_TO_CONVERSION_PATTERN)
+    users = set(conversion_mapping.USER_REGISTERED_MAPPINGS)
+    auto.register()
+    auto.register()
+    assert mapping == conversion_mapping._MODEL_TO_CONVERSION_PATTERN
+    assert users == conversion_mapping.USER_REGISTERED_MAPPINGS
+    assert AutoConfig.for_model("comneck", codec_config=None).model_type == "comneck"
+
+
+def test_the_classes_of_clip_keep_their_own_models():
+    assert AutoModel._model_mapping[CLIPVisionModel.config_class] is CLIPVisionModel
+    assert AutoModel._model_mapping[CLIPModel.config_class] is CLIPModel
+
+
+@pytest.mark.parametrize("models_loaded_before", [False, True])
+def test_the_tower_shares_the_key_conversions_of_clip_whenever_it_is_registered(models_loaded_before):
+    code = f"""
+from transformers import conversion_mapping
+if {models_loaded_before}:
+    conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
+import comneck_hf
+built = conversion_mapping._checkpoint_conversion_mapping_cache is not None
+(ours,) = conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel")
+(clips,) = conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
+print(built, repr(ours) == repr(clips), "ComNeckVisionModel" in conversion_mapping.USER_REGISTERED_MAPPINGS)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(models_loaded_before), "True", "True"]

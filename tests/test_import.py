@@ -1,0 +1,101 @@
+"""What importing the package costs, and the names it offers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import comneck_hf
+
+
+HEAVY = ("compressai", "numba", "torch_geometric", "datasets", "matplotlib", "typer")
+
+
+def run(code, script=None):
+    command = [sys.executable, str(script)] if script else [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_loads_nothing_beyond_transformers():
+    code = """
+import sys, time
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPImageProcessor, CLIPModel
+before = set(sys.modules)
+start = time.process_time()
+import comneck_hf
+seconds = time.process_time() - start
+print(seconds)
+print(*sorted(name for name in set(sys.modules) - before if not name.startswith("comneck_hf")))
+"""
+    seconds, new = run(code).split("\n")[:2]
+    assert new == ""
+    assert float(seconds) < 0.3
+
+
+def test_building_a_whole_model_needs_no_heavy_package():
+    code = f"""
+import sys
+import comneck_hf, torch
+from transformers import AutoModel
+with torch.device("meta"):
+    AutoModel.from_config(comneck_hf.ComNeckConfig())
+comneck_hf.ComNeckImageProcessor()
+print(*[name for name in {HEAVY} if name in sys.modules])
+"""
+    assert run(code).strip() == ""
+
+
+def test_a_bare_import_is_enough_for_the_auto_classes():
+    code = """
+import comneck_hf
+from transformers import AutoConfig
+print(AutoConfig.for_model("comneck").vision_config.model_type)
+"""
+    assert run(code).strip() == "comneck_vision"
+
+
+def test_the_console_script_answers_without_torch_until_a_model_is_needed():
+    script = Path(sys.executable).parent / "comneck"
+    code = f"""
+import sys
+sys.argv[0] = {str(script)!r}
+import comneck_hf
+print("torch" in sys.modules, "transformers" in sys.modules)
+comneck_hf.ElicConfig
+from transformers import AutoConfig
+print(AutoConfig.for_model("comneck").model_type)
+"""
+    assert run(code).split() == ["False", "False", "comneck"]
+
+
+def test_a_script_that_is_only_called_comneck_gets_the_registration(tmp_path):
+    script = tmp_path / "comneck.py"
+    script.write_text("import comneck_hf, sys\nprint('comneck_hf.auto' in sys.modules)\n")
+    assert run("", script).strip() == "True"
+
+
+@pytest.mark.parametrize("name", comneck_hf.__all__)
+def test_every_public_name_exists(name):
+    assert getattr(comneck_hf, name) is not None
+    assert name in dir(comneck_hf)
+
+
+def test_every_lazy_name_is_public():
+    assert set(comneck_hf._MODULES) | {"__version__", "pretrained"} == set(comneck_hf.__all__)
+
+
+def test_a_missing_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'ComNeckTypo'"):
+        comneck_hf.ComNeckTypo  # noqa: B018
+
+
+def test_an_unknown_packaged_model_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"No packaged model is called 'comneck-huge'. Available: "):
+        comneck_hf.pretrained("comneck-huge")
+
+
+def test_packaged_models_are_folders_with_a_configuration():
+    root = Path(comneck_hf.__file__).parent / "pretrained"
+    for folder in root.glob("*/config.json"):
+        assert comneck_hf.pretrained(folder.parent.name) == str(folder.parent)
