@@ -1,7 +1,7 @@
 """Trains an ELIC codec for rate and distortion: lambda * 255^2 * MSE + bits per pixel (ELIC recipe).
 
-python scripts/train_codec.py configs/comneck-tiny-codec-q2.yaml --data DATA/caltech101_144 --shapes_data DATA/easy_vqa \
-    --output_dir runs/codec-q2
+python scripts/train_codec.py configs/comneck-tiny-codec-q2.yaml --data DATA/caltech101_144 \
+    --shapes_data DATA/easy_vqa --output_dir runs/codec-q2
 """
 
 import json

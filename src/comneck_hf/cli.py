@@ -5,11 +5,11 @@ Exit codes: 0 all went well, 1 an input failed (one line on stderr says why), 2 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from .labels import ZeroShotClassifier
-    from .models.comneck.modeling_comneck import ComNeckModel
+    from .streams import FileResult
 
 __all__ = ["app"]
 
@@ -28,9 +28,12 @@ DEFAULT_MODEL = "comneck-tiny-d1-q2"
 DEFAULT_CLIP = "comneck-tiny-clip"
 DEFAULT_FIGURE = Path("comneck_demo.png")
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 app = typer.Typer(
     name="comneck",
-    help="Pictures to bitstreams, bitstreams to CLIP features, labels and pictures.",
+    help="Pictures to bitstreams; bitstreams to CLIP features, labels and pictures.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -39,56 +42,65 @@ app = typer.Typer(
 
 
 class Dtype(StrEnum):
-    """Floating types that the networks can run in; the entropy coding is integer and the same in all."""
+    """Floating types of the networks. Entropy coding is in integers and the same for all."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-ModelOption = Annotated[str, typer.Option("--model", help="Folder, Hub id or packaged model.")]
-ClipOption = Annotated[str, typer.Option("--clip", help="CLIP whose text tower names the labels.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, Hub id or packaged model.")]
+ClipOption = Annotated[str, typer.Option("--clip", help="CLIP that the model was made from; its text tower labels.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the float networks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no result lines.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no result lines.")]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Files that go through the networks together.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Files coded together.")]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="How many labels to list.")]
+LabelsOption = Annotated[str | None, typer.Option("--labels", help='Own labels: "cat, dog, a red car".')]
 InterpolateOption = Annotated[
-    bool, typer.Option("--interpolate", help="Accept other latent sizes than the neck's; positions are interpolated.")
+    bool, typer.Option("--interpolate", help="Accept latents of other sizes than the neck's.")
 ]
-BitstreamArguments = Annotated[list[Path], typer.Argument(metavar="FILE.cnk...", help=".cnk files, or folders.")]
+BitstreamsArgument = Annotated[list[Path], typer.Argument(metavar="FILE.cnk", help=".cnk files, or folders of them.")]
 
 
 def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the user's mistakes into one line on stderr and exit code 1."""
+    """Turns mistakes of the user into one line on stderr and exit code 1."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            _complain(error)
+            _complain(str(error))
             raise typer.Exit(1) from None
 
     return wrapped
 
 
-@app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    """Pictures to bitstreams, bitstreams to CLIP features, labels and pictures."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"comneck_hf {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Pictures to bitstreams; bitstreams to CLIP features, labels and pictures."""
 
 
 @app.command()
 @_one_line_errors
 def encode(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one picture also FILE.cnk.")] = Path(),
     model: ModelOption = DEFAULT_MODEL,
-    no_crop: Annotated[bool, typer.Option("--no-crop", help="Code whole pictures, at full size.")] = False,
+    no_crop: Annotated[bool, typer.Option("--no-crop", help="Code whole pictures, not resized.")] = False,
     batch_size: BatchOption = 16,
     force: ForceOption = False,
     device: DeviceOption = "auto",
@@ -98,43 +110,25 @@ def encode(
 ) -> None:
     """Code pictures into .cnk files.
 
-    Pictures are resized and cropped as the model expects, so that its features can be computed from them. Whole
-    pictures (--no-crop) can always be decoded; features need --interpolate.
+    Pictures are resized and cropped to what the model's features need. Whole pictures (--no-crop) can always be
+    decoded; their features need --interpolate.
     """
-    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, find_files, name_outputs, read_picture
+    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
     from .loading import load_codec, load_image_processor
+    from .streams import encode_files
 
-    files = find_files(images, suffixes=PICTURE_SUFFIXES)
-    targets = _claim(name_outputs(files, output, suffixes=(BITSTREAM_SUFFIX,)), force)
-    codec = _load(load_codec, model, device, dtype)
-    processor = load_image_processor(model, crop=not no_crop)
-
-    def encode_batch(batch: Sequence[tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
-        jobs, pictures = [], []
-        for source, target in batch:
-            try:
-                picture = processor(images=read_picture(source), return_tensors="pt")["pixel_values"][0]
-                _check_pixels(picture, source, codec.config.max_pixels)
-            except (ValueError, OSError) as error:
-                yield _failure(source, error)
-            else:
-                jobs.append((source, target, *picture.shape[-2:]))
-                pictures.append(picture)
-        bitstreams = codec.compress(pictures) if pictures else []
-        for (source, target, height, width), bitstream in zip(jobs, bitstreams, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(bitstream)
-            yield {"input": str(source), "output": str(target), **_size_facts(len(bitstream), height, width)}
-
-    pairs = [(source, target) for (source, _), target in zip(files, targets, strict=True)]
-    _finish(_progress(pairs, batch_size, encode_batch, quiet), _encode_line, quiet, as_json)
+    pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
+    codec = load_codec(model, **_placement(device, dtype))
+    image_processor = load_image_processor(model, crop=not no_crop)
+    results = _in_batches(pairs, batch_size, lambda batch: encode_files(codec, image_processor, batch), quiet)
+    _report(results, _coding_line, quiet, as_json)
 
 
 @app.command()
 @_one_line_errors
 def decode(
-    bitstreams: BitstreamArguments,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one file also a picture.")] = Path(),
+    bitstreams: BitstreamsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one file also a picture file.")] = Path(),
     model: ModelOption = DEFAULT_MODEL,
     batch_size: BatchOption = 16,
     force: ForceOption = False,
@@ -143,23 +137,252 @@ def decode(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode .cnk files into pictures of their original size (PNG, or what the suffix of -o says)."""
-    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, find_files, name_outputs
+    """Decode .cnk files into pictures of their original size: PNG, or what the suffix of -o says."""
+    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
     from .loading import load_codec
-    from .streams import decode_files, save_pictures
+    from .streams import decode_files
 
-    files = find_files(bitstreams, suffixes=(BITSTREAM_SUFFIX,))
-    targets = _claim(name_outputs(files, output, suffixes=PICTURE_SUFFIXES), force)
-    codec = _load(load_codec, model, device, dtype)
+    pairs = pair_files(bitstreams, output, reads=[BITSTREAM_SUFFIX], writes=PICTURE_SUFFIXES, overwrite=force)
+    codec = load_codec(model, **_placement(device, dtype))
+    results = _in_batches(pairs, batch_size, lambda batch: decode_files(codec, batch), quiet)
+    _report(results, _coding_line, quiet, as_json)
 
-    def decode_batch(batch: Sequence[tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
-        results = decode_files(codec, [source for source, _ in batch])
-        for (source, target), result in zip(batch, results, strict=True):
-            if isinstance(result, Exception):
-                yield _failure(source, result)
-            else:
-                save_picture(codec, result, target)
-                yield {"input": str(source), "output": str(target), "height": result.height, "width": result.width}
 
-    pairs = [(source, target) for (source, _), target in zip(files, targets, strict=True)]
-    _finish(_progress(pairs, batch_size, decode_batch, quiet), _decode_line, quiet, as_json)
+@app.command()
+@_one_line_errors
+def features(
+    bitstreams: BitstreamsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file.")] = Path("features.safetensors"),
+    model: ModelOption = DEFAULT_MODEL,
+    interpolate: InterpolateOption = False,
+    batch_size: BatchOption = 16,
+    force: ForceOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write CLIP features of .cnk files, without decoding pictures.
+
+    The file holds image_embeds, pooler_output, last_hidden_state and latents, one row per input in the order given;
+    its metadata lists the inputs.
+    """
+    from safetensors.torch import save_file
+
+    from .files import BITSTREAM_SUFFIX, find_files, refuse_existing
+    from .loading import load_model
+    from .streams import concatenate_features, feature_tensors
+
+    paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
+    if not force:
+        refuse_existing([output])
+    comneck = load_model(model, **_placement(device, dtype))
+    batches = _in_batches(
+        paths, batch_size, lambda batch: [feature_tensors(comneck, batch, interpolate=interpolate)], quiet
+    )
+    tensors = concatenate_features(batches)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    names = [str(path) for path in paths]
+    save_file(tensors, output, metadata={"model": model, "files": json.dumps(names)})
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if as_json:
+        _print_json({"output": str(output), "files": names, "shapes": shapes})
+    elif not quiet:
+        typer.echo(f"{output}  " + "  ".join(f"{name} {shape}" for name, shape in shapes.items()))
+
+
+@app.command()
+@_one_line_errors
+def classify(
+    bitstreams: BitstreamsArgument,
+    labels: LabelsOption = None,
+    top: TopOption = 5,
+    model: ModelOption = DEFAULT_MODEL,
+    clip: ClipOption = DEFAULT_CLIP,
+    interpolate: InterpolateOption = False,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label .cnk files zero-shot, straight from their latents."""
+    from .files import BITSTREAM_SUFFIX, find_files
+    from .loading import load_model
+    from .streams import classify_files
+
+    paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
+    placement = _placement(device, dtype)
+    classifier = _load_classifier(clip, labels, placement["device"])
+    comneck = load_model(model, **placement)
+
+    results = _in_batches(
+        paths,
+        batch_size,
+        lambda batch: classify_files(comneck, classifier, batch, count=top, interpolate=interpolate),
+        quiet,
+    )
+    _report(results, _labels_line, quiet, as_json)
+
+
+@app.command()
+@_one_line_errors
+def info(
+    bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file.")],
+    model: ModelOption = DEFAULT_MODEL,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Read the container only.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show sizes, rate, origin, integrity and the bits per segment of a .cnk file.
+
+    Bits of symbols are their ideal code length under the model's integer tables; "coder" is what the file has beyond
+    that: the coder's state with the check of the decoded symbols.
+    """
+    from .loading import load_codec
+    from .reports import bitstream_facts, bitstream_text
+
+    data = bitstream.read_bytes()
+    bitstream_facts(data)  # a damaged container is reported without loading a model
+    codec = None if no_model else load_codec(model, **_placement(device, Dtype.float32))
+    facts = bitstream_facts(data, codec=codec)
+    if as_json:
+        _print_json({"input": str(bitstream), "model": None if no_model else model, **facts})
+    else:
+        typer.echo(bitstream_text(facts, name=str(bitstream), model=model))
+
+
+@app.command()
+@_one_line_errors
+def demo(
+    image: Annotated[
+        Path | None, typer.Argument(metavar="IMAGE", help="A picture; a packaged one if left out.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = DEFAULT_FIGURE,
+    top: TopOption = 3,
+    labels: LabelsOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    clip: ClipOption = DEFAULT_CLIP,
+    force: ForceOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    as_json: JsonOption = False,
+) -> None:
+    """Send one picture all the way, beside JPEG: bytes, quality, times, labels, and a figure.
+
+    Labels come from the original and the decoded picture through the full CLIP, and from the latents through neck and
+    remaining layers. A figure under its default name is overwritten, any other only with --force.
+    """
+    from .demo import demo_photograph, run_demo
+    from .files import read_picture, refuse_existing
+    from .loading import load_image_processor, load_model
+
+    if output != DEFAULT_FIGURE and not force:
+        refuse_existing([output])
+    source = demo_photograph() if image is None else image
+    picture = read_picture(source)
+    placement = _placement(device, dtype)
+    classifier = _load_classifier(clip, labels, placement["device"])
+    comneck = load_model(model, **placement)
+    result = run_demo(
+        picture,
+        name=source.name,
+        model=comneck,
+        image_processor=load_image_processor(model),
+        classifier=classifier,
+        num_labels=top,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result.save_figure(output)
+    if as_json:
+        _print_json({**result.to_dict(), "input": str(source), "figure": str(output), "model": model})
+    else:
+        typer.echo(f"{result.to_text()}\n\nfigure: {output}")
+
+
+@app.command()
+@_one_line_errors
+def env(as_json: JsonOption = False) -> None:
+    """Show versions, processor, threads and the executor of the integer networks, for bug reports."""
+    from .reports import environment_facts, environment_text
+
+    facts = environment_facts()
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(environment_text(facts))
+
+
+def _placement(device: str, dtype: Dtype) -> dict[str, Any]:
+    """Keyword arguments for loading; silences transformers, whose messages are not for users of a command."""
+    import torch
+    from transformers.utils import logging
+
+    from .loading import resolve_device
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return {"device": resolve_device(device), "dtype": getattr(torch, dtype.value)}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
+
+
+def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "ZeroShotClassifier":
+    from .labels import ZeroShotClassifier
+    from .loading import resolve_model
+
+    names = None
+    if labels is not None:
+        names = [name.strip() for name in labels.split(",") if name.strip()]
+        if not names:
+            raise typer.BadParameter('names no label; write --labels "cat, dog".', param_hint="--labels")
+    return ZeroShotClassifier.from_pretrained(resolve_model(clip), class_names=names, device=device)
+
+
+def _in_batches(
+    items: Sequence[Item], batch_size: int, work: Callable[[Sequence[Item]], list[Result]], quiet: bool
+) -> list[Result]:
+    """Results of all batches in order, with a progress bar if there is more than one item."""
+    from tqdm.auto import tqdm
+
+    results: list[Result] = []
+    with tqdm(total=len(items), unit="file", disable=quiet or len(items) == 1) as bar:
+        for first in range(0, len(items), batch_size):
+            batch = items[first : first + batch_size]
+            results += work(batch)
+            bar.update(len(batch))
+    return results
+
+
+def _report(
+    results: "Sequence[FileResult]", to_line: "Callable[[FileResult], str]", quiet: bool, as_json: bool
+) -> None:
+    """Prints one line or one JSON object per input; errors on stderr, with exit code 1."""
+    if as_json:
+        _print_json([result.to_dict() for result in results])
+    for result in results:
+        if result.error is not None:
+            _complain(f"{result.input}: {result.error}")
+        elif not (quiet or as_json):
+            typer.echo(to_line(result))
+    if any(result.error is not None for result in results):
+        raise typer.Exit(1)
+
+
+def _coding_line(result: "FileResult") -> str:
+    size = f"{result.bytes} bytes, {result.width}x{result.height} pixels, {result.bpp:.3f} bpp"
+    return f"{result.input} -> {result.output}  {size}"
+
+
+def _labels_line(result: "FileResult") -> str:
+    labels = ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in result.labels)
+    return f"{result.input}  {labels}"
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)

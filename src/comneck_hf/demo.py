@@ -1,5 +1,6 @@
 """The whole way of one picture: bytes, decoded picture, labels from the latents, and what each stage takes."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +16,14 @@ from .evaluation.baselines import JpegPicture, jpeg_at_bytes, jpeg_at_psnr
 from .evaluation.metrics import bits_per_pixel, picture_psnr
 from .evaluation.plots import save_label_figure
 from .files import to_image
-from .labels import ZeroShotClassifier
+from .labels import Label, ZeroShotClassifier
 from .models.elic.inspection_elic import inspect_bitstream
 
 
-__all__ = ["DemoResult", "Labels", "demo_photograph", "run_demo"]
+__all__ = ["DemoResult", "demo_photograph", "run_demo"]
 
 PHOTOGRAPH = "coffee.png"
 REPEATS = 5
-
-Labels = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class DemoResult:
     equal_psnr: JpegPicture
     equal_bytes: JpegPicture
     seconds: dict[str, float]
-    labels: dict[str, Labels]
+    labels: dict[str, list[Label]]
 
     @property
     def bpp(self) -> float:
@@ -67,14 +66,11 @@ class DemoResult:
             "width": width,
             "bytes": self.num_bytes,
             "bpp": self.bpp,
-            "psnr": self.psnr,
+            "psnr": _finite(self.psnr),
             "jpeg_at_equal_psnr": self._jpeg_numbers(self.equal_psnr),
             "jpeg_at_equal_bytes": self._jpeg_numbers(self.equal_bytes),
             "seconds": self.seconds,
-            "labels": {
-                source: [{"label": name, "probability": probability} for name, probability in labels]
-                for source, labels in self.labels.items()
-            },
+            "labels": {source: [label._asdict() for label in labels] for source, labels in self.labels.items()},
         }
 
     def to_text(self) -> str:
@@ -116,19 +112,21 @@ class DemoResult:
         }
         charts = [(captions[source], labels) for source, labels in self.labels.items()]
         ratio = len(self.equal_psnr.data) / self.num_bytes
-        title = f"{self.name}: {self.num_bytes} bytes, {self.bpp:.3f} bpp; JPEG of equal PSNR has {ratio:.2f} x the bytes"
+        title = (
+            f"{self.name}: {self.num_bytes} bytes, {self.bpp:.3f} bpp; JPEG of equal PSNR has {ratio:.2f} x the bytes"
+        )
         save_label_figure(path, pictures=pictures, labels=charts, title=title)
 
     def _bpp(self, num_bytes: int) -> float:
         width, height = self.original.size
         return bits_per_pixel(num_bytes, height=height, width=width)
 
-    def _jpeg_numbers(self, jpeg: JpegPicture) -> dict[str, float]:
+    def _jpeg_numbers(self, jpeg: JpegPicture) -> dict[str, float | None]:
         size = len(jpeg.data)
         return {
             "bytes": size,
             "bpp": self._bpp(size),
-            "psnr": jpeg.psnr,
+            "psnr": _finite(jpeg.psnr),
             "quality": jpeg.quality,
             "ratio": size / self.num_bytes,
         }
@@ -162,7 +160,10 @@ def run_demo(
     pixel_values = image_processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
     bitstreams = model.compress(pixel_values)
     latents = model.decompress(bitstreams)
-    original, decoded = to_image(pixel_values[0]), to_image(model.reconstruct(latents, size=pixel_values.shape[-2:])[0])
+    original, decoded = (
+        to_image(pixel_values[0]),
+        to_image(model.reconstruct(latents, size=pixel_values.shape[-2:])[0]),
+    )
     embeds = {
         "original": classifier.embed_pictures([original]),
         "decoded": classifier.embed_pictures([decoded]),
@@ -212,5 +213,10 @@ def _size_line(title: str, num_bytes: int, bpp: float, distortion: float) -> str
     return f"{title:<22}{num_bytes:>7}{bpp:>8.3f}{distortion:>7.2f} dB"
 
 
-def _label_cell(label: tuple[str, float]) -> str:
-    return f"{label[0]} {100 * label[1]:.1f} %"
+def _label_cell(label: Label) -> str:
+    return f"{label.label} {100 * label.probability:.1f} %"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity, the PSNR of equal pictures."""
+    return value if math.isfinite(value) else None

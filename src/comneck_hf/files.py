@@ -13,7 +13,7 @@ __all__ = [
     "BITSTREAM_SUFFIX",
     "PICTURE_SUFFIXES",
     "find_files",
-    "name_outputs",
+    "pair_files",
     "read_picture",
     "refuse_existing",
     "to_image",
@@ -48,28 +48,37 @@ def find_files(inputs: Iterable[Path], *, suffixes: Sequence[str]) -> list[tuple
     return found
 
 
-def name_outputs(files: Sequence[tuple[Path, Path]], output: Path, *, suffixes: Sequence[str]) -> list[Path]:
-    """Where the result for each file goes.
+def pair_files(
+    inputs: Iterable[Path], output: Path, *, reads: Sequence[str], writes: Sequence[str], overwrite: bool = False
+) -> list[tuple[Path, Path]]:
+    """Which files to read, and where to write the result of each.
 
     Args:
-        files: What `find_files` returned.
-        output: A folder, which may have to be made; for a single file also a file name with one of `suffixes`.
-        suffixes: Suffixes of results; the first is given to files in a folder.
+        inputs: Files and folders, as in `find_files`.
+        output: A folder, which need not exist; for a single file also a file name with a suffix of `writes`. Results
+            of a folder's files keep their place relative to it.
+        reads: Suffixes of inputs.
+        writes: Suffixes of results; files in a folder get the first.
+        overwrite: Accept results that exist.
 
     Raises:
-        ValueError: If two results would have the same name.
+        ValueError: If a folder is empty, two results would have the same name, or one exists.
     """
-    if len(files) == 1 and output.suffix.lower() in suffixes and not output.is_dir():
-        return [output]
-    targets = [output / name.with_suffix(suffixes[0]) for _, name in files]
-    first_source: dict[Path, Path] = {}
-    for (source, _), target in zip(files, targets, strict=True):
-        if target in first_source:
+    files = find_files(inputs, suffixes=reads)
+    if len(files) == 1 and output.suffix.lower() in writes and not output.is_dir():
+        pairs = [(files[0][0], output)]
+    else:
+        pairs = [(source, output / name.with_suffix(writes[0])) for source, name in files]
+    sources: dict[Path, Path] = {}
+    for source, target in pairs:
+        if target in sources:
             raise ValueError(
-                f"{first_source[target]} and {source} would both be written to {target}. Code them into two folders."
+                f"{sources[target]} and {source} would both be written to {target}. Give them different folders."
             )
-        first_source[target] = source
-    return targets
+        sources[target] = source
+    if not overwrite:
+        refuse_existing(sources)
+    return pairs
 
 
 def refuse_existing(targets: Iterable[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -10,9 +11,16 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from .training.zero_shot import PROMPTS_NAME, load_class_prompts, zero_shot_weights
 
 
-__all__ = ["DEFAULT_TEMPLATES", "ZeroShotClassifier"]
+__all__ = ["DEFAULT_TEMPLATES", "Label", "ZeroShotClassifier"]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+class Label(NamedTuple):
+    """A class name and its probability, 0 to 1."""
+
+    label: str
+    probability: float
 
 
 class ZeroShotClassifier:
@@ -87,10 +95,8 @@ class ZeroShotClassifier:
         pixel_values = self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
         return self.clip.get_image_features(pixel_values=pixel_values.to(self.clip.device)).pooler_output
 
-    def top(self, image_embeds: torch.Tensor, count: int) -> list[list[tuple[str, float]]]:
-        """The most probable labels of each embedding, best first: pairs of name and probability."""
+    def top(self, image_embeds: torch.Tensor, count: int) -> list[list[Label]]:
+        """The `count` most probable labels of each embedding, best first; all of them if there are fewer."""
         best = self.probabilities(image_embeds).topk(min(count, len(self.class_names)))
-        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [
-            [(self.class_names[index], probability) for probability, index in zip(*row, strict=True)] for row in rows
-        ]
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[Label(self.class_names[index], value) for index, value in zip(*row, strict=True)] for row in rows]

@@ -245,7 +245,8 @@ class ExactConv(nn.Module):
         padded = torch.cat([inputs, self.padding[None]])
         if isinstance(tables, GatherTable):
             return self._apply_table(padded, tables, weight, executor)
-        outputs = padded.new_empty(sum(len(table.rows) for table in tables), weight.shape[1])
+        shape = (sum(len(table.rows) for table in tables), weight.shape[1])
+        outputs = padded.new_empty(shape, dtype=torch.int32 if self.wide else torch.int8)
         first = 0
         for table in tables:
             last = first + table.rows.shape[1] * self.in_channels

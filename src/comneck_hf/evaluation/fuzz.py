@@ -28,7 +28,7 @@ Target = Callable[[bytes], torch.Tensor]
 
 _BLOCK = 500  # cases between two messages of a worker
 _WARM_UP = 0.2  # share of a worker's cases after which its memory should no longer grow
-_STALLED_S = 60.0  # a worker that sleeps burns no CPU time; this ends it
+_STALLED_S = 300.0  # a worker that sleeps burns no CPU time; without a message for so long it is ended
 _MAX_FAILURES = 100
 
 
@@ -175,7 +175,9 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # The server imports once and then forks workers, so that replacing one is quick. It has no threads.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self.pipe, remote = context.Pipe(duplex=False)
         self.current = context.Value("q", -1, lock=False)
         arguments = (remote, self.current, self.make_target, self.left, self.skipped, self.seed, self.limit_s)
@@ -188,7 +190,7 @@ class _Worker:
     def advance(self, report: FuzzReport, is_ready: bool) -> bool:
         """Takes one message, or replaces a process that ended. Returns whether cases are left."""
         if not is_ready:
-            if time.monotonic() - self.heard > _STALLED_S:
+            if self.current.value >= 0 and time.monotonic() - self.heard > _STALLED_S:
                 self.process.kill()
             return True
         try:
@@ -208,10 +210,11 @@ class _Worker:
         self.process.join()
         if not self.left:
             return False
-        number, code = self.current.value, self.process.exitcode
+        number, code = self.current.value, f"exit code {self.process.exitcode}"
         if number < 0:
-            raise RuntimeError(f"A fuzzing worker ended with exit code {code} before its first case.")
-        hung = code == -signal.SIGPROF or time.monotonic() - self.heard > _STALLED_S
+            raise RuntimeError(f"A fuzzing worker ended with {code} before its first case.")
+        mutation = drawn_mutation(number, seed=self.seed)[1]
+        hung = self.process.exitcode == -signal.SIGPROF or time.monotonic() - self.heard > _STALLED_S
         report.add_failure(
             number, drawn_mutation(number, seed=self.seed)[1], "hang" if hung else "crash", f"exit code {code}"
         )

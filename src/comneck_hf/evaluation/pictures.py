@@ -49,4 +49,9 @@ def picture_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-__all__ = ["load_picture_folder", "load_pictures", "picture_tensor"]
+def tensor_picture(picture: torch.Tensor) -> Image.Image:
+    """PIL picture of a uint8 tensor `(3, height, width)`."""
+    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+
+__all__ = ["load_picture_folder", "load_pictures", "picture_tensor", "tensor_picture"]

@@ -1,6 +1,6 @@
 """Figures, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 
-__all__ = ["save_label_figure"]
+__all__ = ["plot_rate_distortion", "save_label_figure"]
 
 _BAR_COLOR, _HIGHLIGHT_COLOR = "#9db7d5", "#1f5a96"
 
@@ -50,4 +50,29 @@ def save_label_figure(
         axis.set_title(caption, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def plot_rate_distortion(results: Mapping[str, Mapping[str, object]], path: str | Path, *, name: str) -> None:
+    """Draws the codec's point over JPEG's curve, one panel per data set.
+
+    Args:
+        results: Per data set, what `measure_rate_distortion` returned.
+        path: Where to write; the suffix chooses the format.
+        name: The codec, for the legend.
+    """
+    figure = Figure(figsize=(5.2 * len(results), 4.0), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    for axis, (data, values) in zip(axes, results.items(), strict=True):
+        curve = values["jpeg_curve"]
+        axis.plot([point["bpp"] for point in curve], [point["psnr"] for point in curve], "o-", label="JPEG", ms=3)
+        axis.plot([values["bpp"]], [values["psnr"]], "*", ms=13, color=_HIGHLIGHT_COLOR, label=name)
+        axis.set(
+            title=f"{data} ({values['pictures']} pictures)",
+            xlabel="bits per pixel, whole files",
+            ylabel="PSNR in dB (mean)",
+            xlim=(0, 4 * values["bpp"]),
+        )
+        axis.grid(alpha=0.3)
+        axis.legend()
     figure.savefig(path)

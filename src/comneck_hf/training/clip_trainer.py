@@ -146,6 +146,7 @@ class ClipTrainer:
                 f"an epoch has {len(order)} pictures, less than batch_size {batch_size}; lower batch_size"
             )
         self.model.train()
+        texts = torch.empty(0)
         for step, index in enumerate(tqdm(batches, desc=f"epoch {epoch} at {size} px", mininterval=5)):
             rate = self.args.learning_rate * self._schedule(epoch, step / len(batches))
             for group in self.optimizer.param_groups:

@@ -35,7 +35,7 @@ def test_the_defaults_give_square_pictures_between_zero_and_one(processor_class,
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
 def test_the_pil_processor_is_pillow(photo, resample):
     resized = photo.resize((384, 256), resample).crop((64, 0, 320, 256))
-    expected = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 255
+    expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
     pixel_values = pixels_of(ComNeckImageProcessorPil(resample=resample), photo)[0]
     assert torch.allclose(pixel_values, expected, atol=1e-6, rtol=0)
 
@@ -55,7 +55,7 @@ def test_other_sizes_can_be_asked_for(processor_class, photo):
 
 def test_whole_pictures_pass_unchanged(processor_class, photo):
     pixel_values = pixels_of(processor_class(do_resize=False, do_center_crop=False), photo)
-    assert torch.allclose(pixel_values[0] * 255, torch.from_numpy(np.asarray(photo)).permute(2, 0, 1).float())
+    assert torch.allclose(pixel_values[0] * 255, torch.from_numpy(np.array(photo)).permute(2, 0, 1).float())
 
 
 def test_padding_repeats_the_last_row_and_column(processor_class, photo):

@@ -100,9 +100,7 @@ def _symbol_segments(codec: ElicModel, encoded: EncodedLatents, z_symbols: torch
     tables, segments, first = codec.exact.tables.tables(), [], 0
     for name, likelihood in zip(names, likelihoods, strict=True):
         last = first + likelihood.numel()
-        bits = ideal_bits(
-            encoded.symbols[:, first:last].numpy(), encoded.indexes[:, first:last].numpy(), tables
-        )
+        bits = ideal_bits(encoded.symbols[:, first:last].numpy(), encoded.indexes[:, first:last].numpy(), tables)
         segments.append(Segment(name, last - first, bits, -likelihood.double().log2().sum().item()))
         first = last
     return segments

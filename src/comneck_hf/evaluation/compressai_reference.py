@@ -1,0 +1,92 @@
+"""The same weights in CompressAI's `elic2022-chandelier`: what speed, size and exactness are compared with."""
+
+import re
+
+import torch
+from torch import nn
+
+from ..models.elic.configuration_elic import ElicConfig
+from ..models.elic.modeling_elic import ElicModel
+
+
+# Our names to CompressAI's. Both hold means before scales, and contexts before hyper parameters.
+_KEYS = (
+    (r"^(g_[as]\..*)\.trunk\.", r"\1.conv_a."),
+    (r"^(g_[as]\..*)\.gate\.", r"\1.conv_b."),
+    (r"(\.conv_[ab]\.\d)\.conv1\.", r"\1.conv.0."),
+    (r"(\.conv_[ab]\.\d)\.conv2\.", r"\1.conv.2."),
+    (r"(\.conv_[ab]\.\d)\.conv3\.", r"\1.conv.4."),
+    (r"^h_([as])\.", r"latent_codec.hyper.h_\1."),
+    (r"^entropy_bottleneck\.", "latent_codec.hyper.entropy_bottleneck."),
+    (r"^spatial_contexts\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.context_prediction."),
+    (r"^parameter_aggregations\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.entropy_parameters."),
+)
+# What CompressAI derives by itself: masks, bounds and coding tables.
+_DERIVED = re.compile(r"\.(mask|target|bound|scale_table|_offset|_quantized_cdf|_cdf_length)$")
+
+
+def compressai_key(key: str) -> str:
+    """Name of one of [`ElicModel`]'s parameters in CompressAI's `elic2022-chandelier`."""
+    match = re.match(r"^channel_contexts\.(\d+)\.(.*)$", key)
+    if match:
+        return f"latent_codec.y.channel_context.y{int(match[1]) + 1}.{match[2]}"
+    for pattern, replacement in _KEYS:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def to_compressai(codec: ElicModel) -> nn.Module:
+    """CompressAI's `elic2022-chandelier` with the weights of `codec`, in eval mode and with its coding tables.
+
+    Its constructor fixes the widths of the context and aggregation networks; where `codec` has others, those layers
+    are replaced.
+
+    Args:
+        codec: The codec; not changed.
+
+    Returns:
+        The CompressAI model in float32 on the CPU. Pictures must have sides that are multiples of 64.
+
+    Raises:
+        ValueError: If the kernel size is not 5, which is the only one that CompressAI builds.
+    """
+    from compressai.models import Elic2022Chandelier
+
+    config = codec.config
+    if config.kernel_size != 5:
+        raise ValueError(f"CompressAI's ELIC has `kernel_size` 5, this codec {config.kernel_size}.")
+    groups = list(config.group_channels)
+    model = Elic2022Chandelier(N=config.hidden_channels, M=config.latent_channels, groups=groups)
+    _set_widths(model, config)
+    weights = {compressai_key(name): value.detach().float().cpu() for name, value in codec.named_parameters()}
+    derived = {key: value for key, value in model.state_dict().items() if key not in weights}
+    assert all(_DERIVED.search(key) for key in derived), "every parameter has a name in the key table"
+    model.load_state_dict({**derived, **weights})
+    model.eval().requires_grad_(False)
+    model.update(force=True)
+    return model
+
+
+def compressai_latents(model: nn.Module, coded: dict) -> torch.Tensor:
+    """`y_hat` from what the model's `compress` returned: float32 `(batch, latent_channels, height, width)`."""
+    return model.latent_codec.decompress(coded["strings"], coded["shape"])["y_hat"]
+
+
+def _set_widths(model: nn.Module, config: ElicConfig) -> None:
+    latent_codec = model.latent_codec["y"]
+    for layers in latent_codec.channel_context.values():
+        _replace_convolutions(layers, config.context_channels)
+    for layers in latent_codec.latent_codec.values():
+        _replace_convolutions(layers.entropy_parameters, config.aggregation_channels)
+
+
+def _replace_convolutions(layers: nn.Sequential, hidden_widths: list[int] | tuple[int, ...]) -> None:
+    """Gives a chain convolution, ReLU, convolution, ... these hidden widths."""
+    widths = [layers[0].in_channels, *hidden_widths, layers[-1].out_channels]
+    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        old = layers[2 * index]
+        if (old.in_channels, old.out_channels) != (before, after):
+            layers[2 * index] = nn.Conv2d(before, after, old.kernel_size, padding=old.padding)
+
+
+__all__ = ["compressai_key", "compressai_latents", "to_compressai"]

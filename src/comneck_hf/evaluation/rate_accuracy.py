@@ -1,0 +1,129 @@
+"""Rate, distortion and zero-shot accuracy of a ComNeck model, from real bytes."""
+
+from collections.abc import Iterable
+from statistics import fmean
+
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPModel
+
+from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.elic.modeling_elic import ElicModel
+from .baselines import JPEG_OPTIONS, encode_jpeg, jpeg_at_bytes, jpeg_at_psnr
+from .metrics import bits_per_pixel, picture_psnr
+from .pictures import tensor_picture
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+JPEG_CURVE = (2, 5, 10, 15, 20, 30, 40, 50, 65, 80)
+
+
+def clip_inputs(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
+    """Pictures as CLIP sees them.
+
+    Args:
+        pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
+        size: CLIP's picture size.
+
+    Returns:
+        Resized (bicubic, antialiased) and normalized, `(batch, 3, size, size)`.
+    """
+    resized = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (resized - mean) / std
+
+
+@torch.no_grad()
+def measure_accuracy(
+    model: ComNeckModel,
+    clip: CLIPModel,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    zero_shot_weights: torch.Tensor,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Zero-shot accuracy from the originals, from the decoded pictures, and from the latents of the same bytes.
+
+    Args:
+        model: Codec, neck and tower.
+        clip: The CLIP the tower comes from; it sees the originals and the decoded pictures.
+        images: uint8 `(n, 3, height, width)`, at the codec's input size.
+        labels: Classes, `(n,)`.
+        zero_shot_weights: Unit-norm text embeddings, `(classes, projection_dim)`.
+        batch_size: Pictures per batch.
+
+    Returns:
+        Top-1 and top-5 accuracy in percent for each of the three, mean bytes per picture and bpp.
+    """
+    size = clip.config.vision_config.image_size
+    hits = {name: torch.zeros(2, dtype=torch.int64) for name in ("original", "decoded", "latents")}
+    num_bytes = 0
+    for first in tqdm(range(0, len(images), batch_size), desc="accuracy"):
+        pixel_values = images[first : first + batch_size].float().to(model.device) / 255
+        expected = labels[first : first + batch_size, None].to(model.device)
+        bitstreams = model.compress(pixel_values)
+        num_bytes += sum(len(bitstream) for bitstream in bitstreams)
+        latents = model.decompress(bitstreams)
+        decoded = (model.reconstruct(latents) * 255).round() / 255
+        embeddings = {
+            "original": clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output,
+            "decoded": clip.get_image_features(clip_inputs(decoded, size)).pooler_output,
+            "latents": model(latents=latents).image_embeds,
+        }
+        for name, embeds in embeddings.items():
+            scores = F.normalize(embeds, dim=-1) @ zero_shot_weights.T
+            correct = scores.topk(5).indices.eq(expected)
+            hits[name] += torch.stack([correct[:, 0].sum(), correct.any(1).sum()]).cpu()
+    count = len(images)
+    result = {f"{name}_top{k}": 100 * hits[name][i].item() / count for name in hits for i, k in ((0, 1), (1, 5))}
+    height, width = images.shape[-2:]
+    bpp = bits_per_pixel(num_bytes, height=height, width=width) / count
+    return {"pictures": count, "bytes_per_picture": num_bytes / count, "bpp": bpp, **result}
+
+
+@torch.no_grad()
+def measure_rate_distortion(codec: ElicModel, pictures: Iterable[torch.Tensor]) -> dict[str, object]:
+    """Means over pictures of real bytes and PSNR, beside JPEG at equal bytes, at equal PSNR, and as a curve.
+
+    Args:
+        codec: The codec, with its sizes of any kind.
+        pictures: uint8 `(3, height, width)` each.
+    """
+    rows: list[dict[str, float]] = []
+    curve: dict[int, list[tuple[float, float]]] = {quality: [] for quality in JPEG_CURVE}
+    for picture in tqdm(list(pictures), desc="rate-distortion"):
+        height, width = picture.shape[-2:]
+        (bitstream,) = codec.compress(picture[None].float() / 255)
+        decoded = codec.decode(codec.decompress([bitstream]), size=(height, width))[0]
+        original = tensor_picture(picture)
+        value = picture_psnr(tensor_picture((decoded * 255).round().to(torch.uint8)), original)
+        same_bytes, same_psnr = jpeg_at_bytes(original, len(bitstream)), jpeg_at_psnr(original, value)
+        rows.append(
+            {
+                "bytes": len(bitstream),
+                "bpp": bits_per_pixel(len(bitstream), height=height, width=width),
+                "psnr": value,
+                "jpeg_psnr_at_equal_bytes": same_bytes.psnr,
+                "jpeg_bytes_at_equal_bytes": len(same_bytes.data),
+                "jpeg_bytes_at_equal_psnr": len(same_psnr.data),
+            }
+        )
+        for quality in JPEG_CURVE:
+            jpeg = encode_jpeg(original, quality=quality)
+            curve[quality].append((bits_per_pixel(len(jpeg.data), height=height, width=width), jpeg.psnr))
+    means = {name: fmean(row[name] for row in rows) for name in rows[0]}
+    return {
+        "pictures": len(rows),
+        **means,
+        "jpeg_options": {**JPEG_OPTIONS, "encoder": "Pillow"},
+        "jpeg_curve": [
+            {"quality": quality, "bpp": fmean(b for b, _ in points), "psnr": fmean(p for _, p in points)}
+            for quality, points in curve.items()
+        ],
+    }
+
+
+__all__ = ["clip_inputs", "measure_accuracy", "measure_rate_distortion"]

@@ -1,0 +1,141 @@
+"""What `comneck info` and `comneck env` tell: facts as dictionaries for JSON, and the same as text."""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import Bitstream, ElicModel, __version__
+from .evaluation.metrics import bits_per_pixel
+
+
+__all__ = ["bitstream_facts", "bitstream_text", "environment_facts", "environment_text"]
+
+PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "numpy", "numba", "pillow", "compressai")
+
+
+def bitstream_facts(data: bytes, *, codec: ElicModel | None = None) -> dict[str, Any]:
+    """Sizes, origin and integrity of a bitstream, and what its bits are spent on.
+
+    Args:
+        data: Content of a `.cnk` file.
+        codec: The codec it may have been written by. Without one, or with another one, the container alone is read.
+
+    Returns:
+        `segments` lists symbols, bits under the integer tables and bits the float likelihoods estimate; it is there
+        only if the codec wrote the bitstream.
+
+    Raises:
+        BitstreamError: If the bitstream is damaged.
+    """
+    container = Bitstream.parse(data)
+    height, width = container.height, container.width
+    facts: dict[str, Any] = {
+        "version": data[3],
+        "height": height,
+        "width": width,
+        "bytes": len(data),
+        "payload_bytes": len(container.payload),
+        "bpp": bits_per_pixel(len(data), height=height, width=width),
+        "fingerprint": f"{container.fingerprint:08x}",
+        "integrity": "checksum",
+    }
+    if codec is None:
+        return facts
+    facts["model_fingerprint"] = f"{codec.exact.fingerprint:08x}"
+    facts["model_matches"] = container.fingerprint == codec.exact.fingerprint
+    if facts["model_matches"]:
+        facts |= _decoded_facts(data, codec)
+    return facts
+
+
+def _decoded_facts(data: bytes, codec: ElicModel) -> dict[str, Any]:
+    from .models.elic.inspection_elic import inspect_bitstream
+
+    report = inspect_bitstream(codec, data)
+    factor = codec.config.downsampling_factor
+    return {
+        "integrity": "checksum, decoded symbols, same bytes when encoded again",
+        "coded_height": factor * report.latents.shape[2],
+        "coded_width": factor * report.latents.shape[3],
+        "latents": list(report.latents.shape[1:]),
+        "estimated_bytes": sum(segment.estimated_bits for segment in report.segments) / 8,
+        "segments": [
+            {
+                "name": segment.name,
+                "symbols": segment.symbols,
+                "bits": segment.bits,
+                "estimated_bits": segment.estimated_bits,
+            }
+            for segment in report.segments
+        ],
+    }
+
+
+def bitstream_text(facts: Mapping[str, Any], *, name: str, model: str) -> str:
+    """`bitstream_facts` for a terminal.
+
+    Args:
+        facts: What `bitstream_facts` returned.
+        name: Name of the file.
+        model: Name of the model that was asked, or an empty string.
+    """
+    lines = [
+        f"{name}: comneck bitstream, version {facts['version']}",
+        f"  picture      {facts['width']}x{facts['height']} pixels",
+        f"  size         {facts['bytes']} bytes, {facts['payload_bytes']} of them entropy-coded",
+        f"  rate         {facts['bpp']:.4f} bits per pixel",
+        f"  fingerprint  {facts['fingerprint']}",
+        f"  integrity    {facts['integrity']}",
+    ]
+    if "model_matches" in facts:
+        verdict = "wrote it" if facts["model_matches"] else f"has {facts['model_fingerprint']} and cannot decode it"
+        lines.append(f"  model        {model} {verdict}")
+    if "segments" in facts:
+        shape = "x".join(map(str, facts["latents"]))
+        lines.append(f"  latents      {shape}, of {facts['coded_width']}x{facts['coded_height']} pixels")
+        lines.append(f"  estimate     {facts['estimated_bytes']:.1f} bytes by the float likelihoods")
+        lines += ["", f"  {'segment':<12}{'symbols':>9}{'bits':>11}{'estimate':>11}{'share':>9}"]
+        for part in facts["segments"]:
+            share = part["bits"] / (8 * facts["bytes"])
+            estimate = f"{part['estimated_bits']:.1f}" if part["symbols"] else ""
+            lines.append(f"  {part['name']:<12}{part['symbols']:>9}{part['bits']:>11.1f}{estimate:>11}{share:>9.1%}")
+    return "\n".join(lines)
+
+
+def environment_facts() -> dict[str, Any]:
+    """Versions, processor, threads, devices, the executor of the integer networks, and packaged models."""
+    import torch
+
+    from .coding.exact import resolve_executor
+
+    cpu, gpus = torch.device("cpu"), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    root = Path(__file__).resolve().parent / "pretrained"
+    return {
+        "comneck_hf": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: _version(package) for package in PACKAGES},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(gpus)],
+        "executor_cpu": resolve_executor(None, cpu),
+        "executor_gpu": resolve_executor(None, torch.device("cuda")) if gpus else None,
+        "packaged_models": sorted(path.parent.name for path in root.glob("*/config.json")),
+    }
+
+
+def environment_text(facts: Mapping[str, Any]) -> str:
+    """`environment_facts` for a terminal, or for a bug report."""
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+    return "\n".join(f"{name:<16}{value if value not in ('', None) else '-'}" for name, value in shown.items())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,269 @@
+"""Files through the codec and the model, batch by batch; a bad file never stops the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import Bitstream, BitstreamError, ComNeckImageProcessorPil, ComNeckModel, ComNeckModelOutput, ElicModel
+from .evaluation.metrics import bits_per_pixel
+from .files import read_picture, to_image
+from .labels import Label, ZeroShotClassifier
+
+
+__all__ = [
+    "FileResult",
+    "LatentsFile",
+    "classify_files",
+    "concatenate_features",
+    "decode_files",
+    "encode_files",
+    "feature_tensors",
+    "forward_latents",
+    "read_latents",
+]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file.
+
+    Attributes:
+        input: The file that was read.
+        output: The file that was written.
+        bytes: Size of the bitstream.
+        height: Height of the coded picture in pixels, before padding.
+        width: Width, likewise.
+        bpp: Bits of the bitstream per pixel of the picture.
+        labels: The most probable labels, best first.
+        error: Why there is no result.
+    """
+
+    input: str
+    output: str | None = None
+    bytes: int | None = None
+    height: int | None = None
+    width: int | None = None
+    bpp: float | None = None
+    labels: tuple[Label, ...] | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes that are set, ready for JSON."""
+        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.labels is not None:
+            facts["labels"] = [label._asdict() for label in self.labels]
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """A bitstream file that was read.
+
+    Attributes:
+        path: The file.
+        latents: Shape `(latent_channels, height / 16, width / 16)` of the padded picture; `None` after an error.
+        size: Bytes, and height and width of the original picture.
+        error: Why there are no latents.
+    """
+
+    path: Path
+    latents: torch.Tensor | None = None
+    size: tuple[int, int, int] = (0, 0, 0)
+    error: str | None = None
+
+
+def encode_files(
+    codec: ElicModel, image_processor: ComNeckImageProcessorPil, pairs: Sequence[tuple[Path, Path]]
+) -> list[FileResult]:
+    """Codes pictures together.
+
+    Args:
+        codec: The codec.
+        image_processor: Prepares each picture.
+        pairs: Picture files and the bitstream files to write; folders are made.
+    """
+    results: dict[Path, FileResult] = {}
+    pictures: dict[Path, torch.Tensor] = {}
+    for source, _ in pairs:
+        try:
+            picture = image_processor(images=read_picture(source), return_tensors="pt")["pixel_values"][0]
+            _check_pixels(picture, codec.config.max_pixels)
+            pictures[source] = picture
+        except (ValueError, OSError) as error:
+            results[source] = FileResult(str(source), error=_reason(error))
+    bitstreams = dict(zip(pictures, codec.compress(list(pictures.values())) if pictures else [], strict=True))
+    for source, target in pairs:
+        if source in bitstreams:
+            results[source] = _write_bitstream(source, target, bitstreams[source], pictures[source])
+    return [results[source] for source, _ in pairs]
+
+
+def _check_pixels(picture: torch.Tensor, max_pixels: int) -> None:
+    height, width = picture.shape[-2:]
+    if height * width > max_pixels:
+        raise ValueError(f"the picture has {height}x{width} pixels, more than the codec's limit of {max_pixels}")
+
+
+def _write_bitstream(source: Path, target: Path, bitstream: bytes, picture: torch.Tensor) -> FileResult:
+    height, width = picture.shape[-2:]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(bitstream)
+    except OSError as error:
+        return FileResult(str(source), error=_reason(error))
+    bpp = bits_per_pixel(len(bitstream), height=height, width=width)
+    return FileResult(str(source), str(target), len(bitstream), height, width, bpp)
+
+
+def read_latents(codec: ElicModel, paths: Sequence[Path]) -> list[LatentsFile]:
+    """Decodes bitstream files together, on their own only if one of them is damaged."""
+    contents: dict[Path, bytes] = {}
+    results: dict[Path, LatentsFile] = {}
+    for path in paths:
+        try:
+            contents[path] = path.read_bytes()
+        except OSError as error:
+            results[path] = LatentsFile(path, error=_reason(error))
+    try:
+        results |= _decompress(codec, contents)
+    except BitstreamError:
+        for path, content in contents.items():
+            try:
+                results |= _decompress(codec, {path: content})
+            except BitstreamError as error:
+                results[path] = LatentsFile(path, error=_reason(error))
+    return [results[path] for path in paths]
+
+
+def _decompress(codec: ElicModel, contents: dict[Path, bytes]) -> dict[Path, LatentsFile]:
+    if not contents:
+        return {}
+    latents = codec.decompress(list(contents.values()))
+    results = {}
+    for (path, data), picture in zip(contents.items(), latents, strict=True):
+        container = Bitstream.parse(data, max_pixels=codec.config.max_pixels)
+        results[path] = LatentsFile(path, picture, (len(data), container.height, container.width))
+    return results
+
+
+@torch.no_grad()
+def decode_files(codec: ElicModel, pairs: Sequence[tuple[Path, Path]]) -> list[FileResult]:
+    """Decodes bitstream files to pictures of their original size.
+
+    Args:
+        codec: The codec that wrote them.
+        pairs: Bitstream files and the picture files to write; folders are made.
+    """
+    results = []
+    for (source, target), file in zip(pairs, read_latents(codec, [source for source, _ in pairs]), strict=True):
+        if file.latents is None:
+            results.append(FileResult(str(source), error=file.error))
+            continue
+        num_bytes, height, width = file.size
+        picture = to_image(codec.decode(file.latents[None], size=(height, width))[0])
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(target)
+        except OSError as error:
+            results.append(FileResult(str(source), error=_reason(error)))
+            continue
+        bpp = bits_per_pixel(num_bytes, height=height, width=width)
+        results.append(FileResult(str(source), str(target), num_bytes, height, width, bpp))
+    return results
+
+
+@torch.no_grad()
+def forward_latents(
+    model: ComNeckModel, files: Sequence[LatentsFile], *, interpolate: bool = False
+) -> ComNeckModelOutput:
+    """Features of decoded files as one batch.
+
+    Args:
+        model: Neck and tower.
+        files: Decoded files without errors.
+        interpolate: Accept latents of other sizes than the neck's.
+
+    Raises:
+        ValueError: If latents differ in size, or do not fit the neck.
+    """
+    expected = model.config.vision_config.latent_grid
+    for file in files:
+        grid = tuple(file.latents.shape[-2:])
+        if grid != expected and not interpolate:
+            raise ValueError(
+                f"{file.path} has latents of {grid[0]}x{grid[1]}, but the neck was built for {expected[0]}x"
+                f"{expected[1]}. Encode without --no-crop, or pass --interpolate."
+            )
+        if grid != tuple(files[0].latents.shape[-2:]):
+            raise ValueError(f"{files[0].path} and {file.path} have latents of different sizes. Give them one by one.")
+    return model(latents=torch.stack([file.latents for file in files]), interpolate_pos_encoding=interpolate)
+
+
+def classify_files(
+    model: ComNeckModel,
+    classifier: ZeroShotClassifier,
+    paths: Sequence[Path],
+    *,
+    count: int,
+    interpolate: bool = False,
+) -> list[FileResult]:
+    """Labels bitstream files from their latents.
+
+    Args:
+        model: Codec, neck and tower.
+        classifier: Made from the CLIP of the model.
+        paths: Bitstream files, decoded together.
+        count: How many labels to list.
+        interpolate: Accept latents of other sizes than the neck's.
+
+    Raises:
+        ValueError: If latents do not fit the neck or each other.
+    """
+    files = read_latents(model.codec, paths)
+    good = [file for file in files if file.error is None]
+    rows = classifier.top(forward_latents(model, good, interpolate=interpolate).image_embeds, count) if good else []
+    labels = {file.path: tuple(row) for file, row in zip(good, rows, strict=True)}
+    return [FileResult(str(file.path), labels=labels.get(file.path), error=file.error) for file in files]
+
+
+def feature_tensors(
+    model: ComNeckModel, paths: Sequence[Path], *, interpolate: bool = False
+) -> dict[str, torch.Tensor]:
+    """Features of bitstream files on the CPU, one row per file.
+
+    Args:
+        model: Codec, neck and tower.
+        paths: Bitstream files, decoded together.
+        interpolate: Accept latents of other sizes than the neck's.
+
+    Returns:
+        `image_embeds`, `pooler_output`, `last_hidden_state` and `latents`.
+
+    Raises:
+        ValueError: If a file cannot be decoded, or its latents do not fit.
+    """
+    files = read_latents(model.codec, paths)
+    for file in files:
+        if file.error is not None:
+            raise ValueError(f"{file.path}: {file.error}")
+    outputs = forward_latents(model, files, interpolate=interpolate)
+    names = ("image_embeds", "pooler_output", "last_hidden_state", "latents")
+    return {name: outputs[name].cpu().contiguous() for name in names}
+
+
+def concatenate_features(batches: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Joins what `feature_tensors` returned. Raises `ValueError` if the latents of the batches differ in size."""
+    grids = {tuple(batch["latents"].shape[-2:]) for batch in batches}
+    if len(grids) > 1:
+        raise ValueError(f"The latents have different sizes: {sorted(grids)}. Write the features of each size apart.")
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())
