@@ -120,7 +120,7 @@ def only_error_line(result):
     return lines[0]
 
 
-# --- encode -----------------------------------------------------------------------------------------------------------
+# --- encode ---------------------------------------------------------------------------------------------------------
 
 
 def test_encode_writes_what_the_python_api_makes(comneck, model, tmp_path):
@@ -225,7 +225,7 @@ def test_a_picture_beyond_the_limit_of_the_codec_is_an_error(comneck, models, tm
     assert "limit of 4096" in only_error_line(result)
 
 
-# --- decode, features, classify ---------------------------------------------------------------------------------------
+# --- decode, features, classify -------------------------------------------------------------------------------------
 
 
 def test_decode_writes_the_reconstruction(comneck, model, bitstream, tmp_path):
@@ -357,7 +357,7 @@ def test_a_clip_without_classes_needs_labels(comneck, models, bitstream, tmp_pat
     comneck("classify", bitstream, clip=tmp_path / "bare", labels="cup, cat")
 
 
-# --- info, env, demo --------------------------------------------------------------------------------------------------
+# --- info, env, demo ------------------------------------------------------------------------------------------------
 
 
 def test_info_accounts_for_every_bit(comneck, bitstream):
@@ -432,7 +432,7 @@ def test_demo_numbers_agree_with_encode_and_classify(comneck, tmp_path):
     assert "--force" in only_error_line(comneck("demo", path, "-o", "figure.png", code=1))
 
 
-# --- errors and usage -------------------------------------------------------------------------------------------------
+# --- errors and usage -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["decode", "features", "classify"])

@@ -2,6 +2,8 @@
 
 import unittest
 
+from torch import nn
+
 from comneck_hf import ComNeckConfig, ComNeckModel, ComNeckVisionConfig, ComNeckVisionModel, ElicConfig, ElicModel
 
 from ...test_configuration_common import ConfigTester
@@ -64,6 +66,19 @@ class ElicTester(Tester):
         return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
 
 
+def with_loss(model_class):
+    """The training mixins want a loss from the model itself; ours leave it to the training code."""
+
+    class ModelWithLoss(model_class):
+        def forward(self, pixel_values, **kwargs):
+            outputs = super().forward(pixel_values, **kwargs)
+            trained = outputs.reconstruction if model_class is ElicModel else outputs.pooler_output
+            outputs["loss"] = trained.square().mean()
+            return outputs
+
+    return ModelWithLoss
+
+
 class ModelTest(ModelTesterMixin, TrainingTesterMixin):
     model_tester = None
     model_tester_class = Tester
@@ -79,12 +94,35 @@ class ModelTest(ModelTesterMixin, TrainingTesterMixin):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def test_training(self):
+        self.all_model_classes = tuple(map(with_loss, self.all_model_classes))
+        super().test_training()
 
-class ComNeckVisionModelTest(ModelTest, unittest.TestCase):
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        self.all_model_classes = tuple(map(with_loss, self.all_model_classes))
+        super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
+
+    def test_model_get_set_embeddings(self):
+        """As transformers' own vision tests: the first layer is no `nn.Embedding` and need not be one."""
+        model = self.all_model_classes[0](self.model_tester.get_config())
+        self.assertIsInstance(model.get_input_embeddings(), nn.Module)
+        replacement = nn.Linear(3, 3)
+        model.set_input_embeddings(replacement)
+        self.assertIs(model.get_input_embeddings(), replacement)
+
+
+class TowerTest(ModelTest):
+    def test_attention_outputs(self):
+        """Skipped layers have hidden states, but no attention."""
+        self.model_tester.num_hidden_layers -= TOWER["num_skipped_layers"]
+        super().test_attention_outputs()
+
+
+class ComNeckVisionModelTest(TowerTest, unittest.TestCase):
     all_model_classes = (ComNeckVisionModel,)
 
 
-class ComNeckModelTest(ModelTest, unittest.TestCase):
+class ComNeckModelTest(TowerTest, unittest.TestCase):
     all_model_classes = (ComNeckModel,)
     model_tester_class = ComNeckTester
 
@@ -92,3 +130,4 @@ class ComNeckModelTest(ModelTest, unittest.TestCase):
 class ElicModelTest(ModelTest, unittest.TestCase):
     all_model_classes = (ElicModel,)
     model_tester_class = ElicTester
+    has_attentions = False

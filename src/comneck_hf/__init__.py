@@ -61,7 +61,7 @@ def pretrained(name: str) -> str:
 
 def _runs_as_console_script() -> bool:
     script = Path(sys.argv[0]) if sys.argv else Path()
-    return script.stem == "comneck" and script.resolve().parent == Path(sys.executable).parent
+    return script.stem == "comneck" and script.resolve().parent == Path(sys.executable).parent.resolve()
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,6 @@ _KEYS = (
     (r"^spatial_contexts\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.context_prediction."),
     (r"^parameter_aggregations\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.entropy_parameters."),
 )
-# What CompressAI derives by itself: masks, bounds and coding tables.
-_DERIVED = re.compile(r"\.(mask|target|bound|scale_table|_offset|_quantized_cdf|_cdf_length)$")
 
 
 def compressai_key(key: str) -> str:
@@ -59,9 +57,8 @@ def to_compressai(codec: ElicModel) -> nn.Module:
     model = Elic2022Chandelier(N=config.hidden_channels, M=config.latent_channels, groups=groups)
     _set_widths(model, config)
     weights = {compressai_key(name): value.detach().float().cpu() for name, value in codec.named_parameters()}
-    derived = {key: value for key, value in model.state_dict().items() if key not in weights}
-    assert all(_DERIVED.search(key) for key in derived), "every parameter has a name in the key table"
-    model.load_state_dict({**derived, **weights})
+    assert weights.keys() == dict(model.named_parameters()).keys(), "the key table names every parameter"
+    model.load_state_dict({**model.state_dict(), **weights})
     model.eval().requires_grad_(False)
     model.update(force=True)
     return model

@@ -215,9 +215,7 @@ class _Worker:
             raise RuntimeError(f"A fuzzing worker ended with {code} before its first case.")
         mutation = drawn_mutation(number, seed=self.seed)[1]
         hung = self.process.exitcode == -signal.SIGPROF or time.monotonic() - self.heard > _STALLED_S
-        report.add_failure(
-            number, drawn_mutation(number, seed=self.seed)[1], "hang" if hung else "crash", f"exit code {code}"
-        )
+        report.add_failure(number, mutation, "hang" if hung else "crash", code)
         self.skipped.add(number)
         self.start()
         return True

@@ -144,13 +144,14 @@ def test_llava_runs_on_latents_and_survives_saving(vision_config, latents, tmp_p
 
 
 @pytest.mark.parametrize("keep_clip_stem", [False, True])
-def test_a_tower_survives_saving(vision_model, latents, tmp_path, keep_clip_stem):
+def test_a_tower_survives_saving(vision_model, latents, pixel_values, tmp_path, keep_clip_stem):
     tower = vision_model(keep_clip_stem=keep_clip_stem)
     tower.save_pretrained(tmp_path)
     reloaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert type(reloaded) is ComNeckVisionModel and not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
-        assert torch.equal(reloaded(latents=latents).pooler_output, tower(latents=latents).pooler_output)
+        for inputs in [latents, pixel_values][: 1 + keep_clip_stem]:
+            assert torch.equal(reloaded(inputs).pooler_output, tower(inputs).pooler_output)
 
 
 @pytest.mark.parametrize("keep_clip_stem", [False, True])

@@ -313,13 +313,25 @@ class ComNeckModel(PreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def compress(self, pixel_values: torch.Tensor) -> list[bytes]:
-        """One self-contained bitstream per picture; `pixel_values` as in `forward`."""
+    def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[bytes]:
+        """One self-contained bitstream per picture.
+
+        Args:
+            pixel_values: As in `forward`, any size; or a list of `(3, height, width)` pictures of any sizes.
+        """
         return self._require_codec().compress(pixel_values)
 
-    def decompress(self, bitstreams: Sequence[bytes]) -> torch.Tensor:
-        """Latents of shape `(batch, latent_channels, height / 16, width / 16)`, bit-equal to the encoder's."""
-        return self._require_codec().decompress(list(bitstreams))
+    def decompress(self, bitstreams: Sequence[bytes]) -> torch.Tensor | list[torch.Tensor]:
+        """Latents, bit-equal to the encoder's on every machine.
+
+        Returns:
+            float32 `(batch, latent_channels, height / 16, width / 16)`; a list of tensors without the batch dimension
+            where the pictures' latent sizes differ.
+
+        Raises:
+            BitstreamError: If a bitstream is damaged, of a newer version, or was written by another model.
+        """
+        return self._require_codec().decompress(bitstreams)
 
     def reconstruct(self, latents: torch.Tensor, *, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Pictures of shape `(batch, 3, height, width)`, values in [0, 1], cropped to `size` (height, width)."""
