@@ -28,6 +28,7 @@ class CodecArguments:
 
     data: str = field(metadata={"help": "image data set with the splits train and validation"})
     output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
+    codec: str | None = field(default=None, metadata={"help": "codec to start from, instead of from the pictures"})
     shapes_data: str | None = field(default=None, metadata={"help": "easy-VQA pack, mixed in"})
     shapes_share: float = field(default=0.05, metadata={"help": "share of the pictures taken from shapes_data"})
     hidden_channels: int = 192
@@ -71,9 +72,12 @@ def main(args: CodecArguments) -> None:
     shapes = (
         load_shapes_pack(args.shapes_data, "train", size=train_images.shape[-1]).images if args.shapes_data else None
     )
-    model = build_model(args)
     sample = train_images[torch.randperm(len(train_images))[:500]].float() / 255
-    init_transforms_from_images(model, sample, args.lmbda)
+    if args.codec is None:
+        model = build_model(args)
+        init_transforms_from_images(model, sample, args.lmbda)
+    else:
+        model = ElicModel.from_pretrained(args.codec).to(memory_format=torch.channels_last)
     quantiles = [model.entropy_bottleneck.quantiles]
     main_parameters = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
     optimizer = torch.optim.AdamW(main_parameters, lr=args.learning_rate, weight_decay=0.0)

@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel, CLIPConfig, CLIPModel, logging
+from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, logging
 from typer.testing import CliRunner
 
 from comneck_hf import (
@@ -19,6 +20,7 @@ from comneck_hf import (
     ElicConfig,
     ElicModel,
     __version__,
+    loading,
 )
 from comneck_hf.cli import app
 from comneck_hf.training.clip import build_tokenizer, save_clip
@@ -79,10 +81,18 @@ def model(models):
     return AutoModel.from_pretrained(models / "comneck").eval()
 
 
+@pytest.fixture(scope="module")
+def load_once():
+    """The loading functions, but each model is read from disk a single time."""
+    return {name: functools.cache(getattr(loading, name)) for name in ("load_codec", "load_model")}
+
+
 @pytest.fixture
-def comneck(models, tmp_path, monkeypatch):
+def comneck(models, load_once, tmp_path, monkeypatch):
     """Runs a command in an empty folder, with the tiny model; checks exit code and that there is no traceback."""
     monkeypatch.chdir(tmp_path)
+    for name, load in load_once.items():
+        monkeypatch.setattr(loading, name, load)
 
     def run(command, *arguments, code=0, **options):
         options = {"model": models / "comneck", **options} if command != "env" else options
@@ -108,9 +118,16 @@ def photograph(path, size=(90, 70), seed=0):
 
 
 @pytest.fixture
-def bitstream(comneck, tmp_path):
-    comneck("encode", photograph(tmp_path / "photo.png"))
+def bitstream(model, tmp_path):
+    """`photo.cnk` of a cropped picture."""
+    picture = Image.open(photograph(tmp_path / "photo.png"))
+    (tmp_path / "photo.cnk").write_bytes(model.compress(prepare(picture))[0])
     return tmp_path / "photo.cnk"
+
+
+def prepare(picture):
+    processor = ComNeckImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
+    return processor(images=picture, return_tensors="pt")["pixel_values"]
 
 
 def only_error_line(result):
@@ -126,8 +143,7 @@ def only_error_line(result):
 def test_encode_writes_what_the_python_api_makes(comneck, model, tmp_path):
     path = photograph(tmp_path / "photo.png")
     result = comneck("encode", path, "-o", "coded")
-    processor = ComNeckImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
-    expected = model.compress(processor(images=Image.open(path), return_tensors="pt")["pixel_values"])
+    expected = model.compress(prepare(Image.open(path)))
     assert [(tmp_path / "coded/photo.cnk").read_bytes()] == expected
     assert result.stdout.splitlines() == [
         f"{path} -> coded/photo.cnk  {len(expected[0])} bytes, 64x64 pixels, {8 * len(expected[0]) / 64**2:.3f} bpp"
@@ -310,8 +326,7 @@ def test_classify_ranks_the_classes_of_the_clip(comneck, bitstream):
 
 def test_classify_compares_latent_embeddings_with_prompts(comneck, models, model, bitstream):
     clip = CLIPModel.from_pretrained(models / "clip").eval()
-    tokenizer = build_tokenizer([])
-    tokenizer = type(tokenizer).from_pretrained(models / "clip")
+    tokenizer = AutoTokenizer.from_pretrained(models / "clip")
     with torch.no_grad():
         image = model(latents=model.decompress([bitstream.read_bytes()])).image_embeds[0]
         rows = []
@@ -376,9 +391,7 @@ def test_info_accounts_for_every_bit(comneck, bitstream):
 
 def test_info_estimates_what_the_likelihoods_say(comneck, model, bitstream, tmp_path):
     facts = json.loads(comneck("info", bitstream, "--json").stdout)
-    processor = ComNeckImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE)
-    pixels = processor(images=Image.open(tmp_path / "photo.png"), return_tensors="pt")["pixel_values"]
-    likelihoods = model.codec.encode(pixels).likelihoods
+    likelihoods = model.codec.encode(prepare(Image.open(tmp_path / "photo.png"))).likelihoods
     bits = sum(-part.double().log2().sum().item() for part in likelihoods.values())
     assert facts["estimated_bytes"] == pytest.approx(bits / 8, rel=1e-5)
 
@@ -437,7 +450,9 @@ def test_demo_numbers_agree_with_encode_and_classify(comneck, tmp_path):
 
 @pytest.mark.parametrize("command", ["decode", "features", "classify"])
 def test_bitstreams_of_another_model_are_refused(comneck, models, bitstream, command):
-    assert "encoded with another model" in only_error_line(comneck(command, bitstream, model=models / "other", code=1))
+    output = [] if command == "classify" else ["-o", "out"]
+    result = comneck(command, bitstream, *output, model=models / "other", code=1)
+    assert "encoded with another model" in only_error_line(result)
 
 
 @pytest.mark.parametrize("name", ["nobody", "./nowhere", "/no/such/folder"])
@@ -448,6 +463,14 @@ def test_models_that_do_not_exist_are_an_error(comneck, bitstream, name):
 def test_a_folder_without_a_model_is_an_error(comneck, bitstream, tmp_path):
     (tmp_path / "empty").mkdir()
     only_error_line(comneck("decode", bitstream, "-f", model=tmp_path / "empty", code=1))
+
+
+def test_damaged_weights_are_an_error(comneck, models, bitstream, tmp_path):
+    (tmp_path / "cut").mkdir()
+    for file in (models / "comneck").iterdir():
+        (tmp_path / "cut" / file.name).write_bytes(file.read_bytes()[:5000])
+    message = only_error_line(comneck("decode", bitstream, "-o", "picture.png", model=tmp_path / "cut", code=1))
+    assert "damaged" in message
 
 
 def test_models_of_other_kinds_are_named(comneck, models, bitstream, tmp_path):

@@ -102,6 +102,13 @@ class ModelTest(ModelTesterMixin, TrainingTesterMixin):
         self.all_model_classes = tuple(map(with_loss, self.all_model_classes))
         super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
 
+
+class TowerTest(ModelTest):
+    def test_attention_outputs(self):
+        """Skipped layers have hidden states, but no attention."""
+        self.model_tester.num_hidden_layers -= TOWER["num_skipped_layers"]
+        super().test_attention_outputs()
+
     def test_model_get_set_embeddings(self):
         """As transformers' own vision tests: the first layer is no `nn.Embedding` and need not be one."""
         model = self.all_model_classes[0](self.model_tester.get_config())
@@ -109,13 +116,6 @@ class ModelTest(ModelTesterMixin, TrainingTesterMixin):
         replacement = nn.Linear(3, 3)
         model.set_input_embeddings(replacement)
         self.assertIs(model.get_input_embeddings(), replacement)
-
-
-class TowerTest(ModelTest):
-    def test_attention_outputs(self):
-        """Skipped layers have hidden states, but no attention."""
-        self.model_tester.num_hidden_layers -= TOWER["num_skipped_layers"]
-        super().test_attention_outputs()
 
 
 class ComNeckVisionModelTest(TowerTest, unittest.TestCase):

@@ -61,7 +61,7 @@ class ZeroShotClassifier:
             templates = prompts.templates
             class_names = prompts.class_names if class_names is None else class_names
         if class_names is None:
-            raise ValueError(f"{folder} has no {PROMPTS_NAME}, so there are no labels to choose from: name them.")
+            raise ValueError(f"{folder} has no {PROMPTS_NAME}. Pass `class_names` (--labels on the command line).")
         clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         weights = zero_shot_weights(clip, tokenizer, class_names=class_names, templates=templates)

@@ -1,12 +1,16 @@
 """Models by name: a folder, a Hub id, or a model that ships with the package."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor
 
 from . import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
 
+
+ModelT = TypeVar("ModelT", ComNeckModel, ElicModel)
 
 __all__ = ["load_codec", "load_image_processor", "load_model", "resolve_device", "resolve_model"]
 
@@ -63,7 +67,7 @@ def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         config = config.codec_config
     if not isinstance(config, ElicConfig):
         raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
-    return ElicModel.from_pretrained(path, config=config, dtype=dtype).eval().to(device)
+    return _load_weights(ElicModel, path, config, dtype).to(device)
 
 
 def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ComNeckModel:
@@ -77,7 +81,16 @@ def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config, ComNeckConfig):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck model.")
-    return AutoModel.from_pretrained(path, config=config, dtype=dtype).eval().to(device)
+    return _load_weights(ComNeckModel, path, config, dtype).to(device)
+
+
+def _load_weights(
+    model_class: type[ModelT], path: str, config: ComNeckConfig | ElicConfig, dtype: torch.dtype
+) -> ModelT:
+    try:
+        return model_class.from_pretrained(path, config=config, dtype=dtype).eval()
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {path!r} are damaged ({error}). Fetch them again.") from None
 
 
 def load_image_processor(name: str, *, crop: bool = True) -> ComNeckImageProcessorPil:

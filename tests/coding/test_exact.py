@@ -12,6 +12,7 @@ from comneck_hf.coding.exact import (
     WEIGHT_LIMIT,
     ActivationRange,
     ExactConv,
+    ExactUpsample,
     checkerboard_rows,
     checkerboard_table,
     convolution_table,
@@ -31,7 +32,7 @@ HEIGHT, WIDTH, BATCH = 4, 6, 2
 def quantized(channels: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[torch.Tensor, ActivationRange]:
     """Random int8 activations `(batch, channels, height, width)` and their range."""
     torch.manual_seed(channels)
-    bounds = ActivationRange.from_bounds(-torch.rand(channels) * 3, torch.rand(channels) * 5)
+    bounds = ActivationRange.from_bounds(-torch.rand(channels) * 3, torch.rand(channels) * 5, torch.zeros(channels))
     return torch.randint(-128, 128, (BATCH, channels, height, width), dtype=torch.int8), bounds
 
 
@@ -57,7 +58,7 @@ def wide_layer(module: nn.Module, by_tap: torch.Tensor, source: ActivationRange,
     """The integer twin of a float layer, with outputs in units of `unit`."""
     taps, in_channels, out_channels = by_tap.shape
     layer = ExactConv(in_channels, out_channels, taps, wide=True)
-    target = ActivationRange(torch.full((out_channels,), unit).double(), torch.zeros(out_channels).double())
+    target = ActivationRange.fixed_point(torch.full((out_channels,), unit).double())
     layer.derive(by_tap, module.bias.detach(), source, target)
     return layer
 
@@ -82,13 +83,33 @@ def test_a_convolution_agrees_with_the_float_convolution(executor):
 def test_a_transposed_convolution_agrees_with_the_float_one():
     values, bounds = quantized(6)
     module = upsample(6, 4, 5).double()
-    weight = module.weight.detach()
-    taps = [(row, column) for phase in transposed_taps(5) for row, column, _, _ in phase]
-    assert sorted(taps) == [(row, column) for row in range(5) for column in range(5)]
-    layer = wide_layer(module, torch.stack([weight[:, :, row, column] for row, column in taps]), bounds)
+    expected = module(real(values, bounds)).detach()
+    target_range = ActivationRange.from_bounds(expected.amin((0, 2, 3)), expected.amax((0, 2, 3)), torch.zeros(4))
+    layer = ExactUpsample(6, 4, 5)
+    layer.derive(module.weight.detach(), module.bias.detach(), bounds, target_range)
     source, target = plain_rows(BATCH, HEIGHT, WIDTH), checkerboard_rows(BATCH, 2 * HEIGHT, 2 * WIDTH)
     result = layer(to_rows(values, source), transposed_tables(source, target, 5), "int8")
-    assert_close_to(from_rows(result, target) / 256, module(real(values, bounds)).detach())
+    assert_close_to(real(from_rows(result, target), target_range), expected)
+
+
+def test_the_phases_of_a_transposed_convolution_share_out_the_kernel():
+    taps = [(row, column) for phase in transposed_taps(5) for row, column, _, _ in phase]
+    assert sorted(taps) == [(row, column) for row in range(5) for column in range(5)]
+
+
+def test_rounded_weights_leave_the_average_output_in_place():
+    torch.manual_seed(0)
+    values = torch.randint(90, 128, (500, 1, 200), dtype=torch.int8)[:, 0]
+    bounds = ActivationRange.from_bounds(torch.zeros(200), torch.ones(200), torch.zeros(200))
+    real_values = bounds.scale * (values.double() - bounds.zero_point)
+    module = nn.Linear(200, 3).double()
+    expected = module(real_values).detach()
+    errors = []
+    for mean in (torch.zeros(200).double(), real_values.mean(0)):
+        source = ActivationRange(bounds.scale, bounds.zero_point, mean)
+        layer = wide_layer(module, module.weight.detach().T[None], source)
+        errors.append((layer(values, None, "int8") / 256 - expected).mean(0).abs().max())
+    assert errors[1] < 0.1 * errors[0]
 
 
 def test_a_checkerboard_convolution_agrees_with_the_masked_float_one():
@@ -124,8 +145,8 @@ def test_bfloat16_products_rounded_to_bfloat16_would_not_be_exact():
 
 def test_sums_stay_below_what_float32_holds_even_for_filters_of_equal_weights():
     layer = ExactConv(320, 3, 25)
-    unit = ActivationRange.from_bounds(torch.zeros(320), torch.ones(320))
-    target = ActivationRange.from_bounds(torch.full((3,), -1.0), torch.ones(3))
+    unit = ActivationRange.from_bounds(torch.zeros(320), torch.ones(320), torch.zeros(320))
+    target = ActivationRange.from_bounds(torch.full((3,), -1.0), torch.ones(3), torch.zeros(3))
     layer.derive(torch.ones(25, 320, 3), torch.zeros(3), unit, target)
     assert int(layer.weight.long().abs().sum(0).max()) * 128 < SUM_LIMIT
     assert int(layer.weight.max()) > 0, "the limit must coarsen the weights, not erase them"
@@ -159,7 +180,7 @@ def test_derived_integers_round_to_the_nearest_activation():
 
 def test_zero_is_always_an_exact_activation():
     for low, high in ((0.0, 4.0), (-3.0, -1.0), (2.0, 5.0), (0.0, 0.0)):
-        bounds = ActivationRange.from_bounds(torch.tensor([low, -1.0]), torch.tensor([high, 1.0]))
+        bounds = ActivationRange.from_bounds(torch.tensor([low, -1.0]), torch.tensor([high, 1.0]), torch.zeros(2))
         assert torch.equal(bounds.zero_point, bounds.zero_point.round())
         assert bounds.zero_point.abs().max() <= 128
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comneck_hf.evaluation.compressai_reference import compressai_key, compressai_latents, to_compressai
+from comneck_hf.evaluation.compressai_reference import CompressAICodec, compressai_key, to_compressai
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
 
@@ -76,9 +76,12 @@ def test_every_parameter_of_compressai_comes_from_the_codec(codec):
 
 @torch.no_grad()
 def test_its_bitstreams_give_its_latents(codec, pixel_values):
-    other = to_compressai(codec)
-    coded = other.compress(pixel_values)
-    torch.testing.assert_close(compressai_latents(other, coded), forward(other, pixel_values)[0], atol=1e-4, rtol=0)
+    other = CompressAICodec(to_compressai(codec))
+    bitstreams = other.compress(pixel_values)
+    latents = other.encode(pixel_values).latents
+    assert torch.equal(other.decompress(bitstreams), latents)
+    assert torch.equal(other.decompress(bitstreams[1:]), latents[1:])
+    torch.testing.assert_close(latents, forward(other.model, pixel_values)[0], atol=1e-4, rtol=0)
 
 
 def test_full_width_has_the_published_number_of_parameters():

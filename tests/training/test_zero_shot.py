@@ -51,14 +51,14 @@ def make_pack(count: int, *, size: int = 20) -> ImagePack:
     return ImagePack(images, labels, CLASSES)
 
 
-def make_trainer(**settings: object) -> ClipTrainer:
-    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "text_every": 2}
+def make_trainer(*, trainer_class: type[ClipTrainer] = ClipTrainer, **settings: object) -> ClipTrainer:
+    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "guide_epochs": 1}
     args = ClipTrainingArguments(
         **(values | {"average_decay": 0.5, "evaluate_every": 2, "validation_crop": 16} | settings)
     )
     shapes = ImagePack(make_pack(12).images, torch.arange(12) % 2, ("black circle", "teal triangle"))
     packs = (make_pack(48), shapes)
-    return ClipTrainer(args, train=packs, validation=packs, templates=TEMPLATES)
+    return trainer_class(args, train=packs, validation=packs, templates=TEMPLATES)
 
 
 def test_any_text_gets_tokens_between_start_and_end_and_comes_back_in_lower_case(tokenizer):
@@ -151,7 +151,7 @@ def test_separated_captions_are_less_alike_than_fresh_ones(model, tokenizer):
 
     before = likeness()
     separate_captions(
-        model, tokenizer, class_names=CLASSES, templates=TEMPLATES, steps=20, generator=generator(), learning_rate=1e-3
+        model, tokenizer, class_names=CLASSES, templates=TEMPLATES, steps=12, generator=generator(), learning_rate=1e-3
     )
     assert likeness() < before - 0.3
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -214,22 +214,27 @@ def test_evaluation_counts_right_pictures(model, tokenizer):
 
 
 def test_training_learns_colors(tmp_path):
-    trainer = make_trainer(epochs=[12, 1], learning_rate=2e-3, text_steps=10, mix_probability=0.0)
+    trainer = make_trainer(epochs=[8, 1], learning_rate=2e-3, text_steps=8, mix_probability=0.0)
     history = trainer.train(tmp_path)
     assert history[-1]["loss"] < history[0]["loss"] - 0.3
-    assert history[-1]["photos"]["top1"] > 60
+    assert history[-1]["photos"]["top1"] > 40  # chance is 17
+
+
+class InterruptedTrainer(ClipTrainer):
+    """Stops before the second epoch, as a killed process would."""
+
+    def train_epoch(self, epoch: int) -> dict:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return super().train_epoch(epoch)
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path):
     whole = make_trainer()
     whole.train(tmp_path / "whole")
-    first = make_trainer()
-    first.sizes = first.sizes[:1]
-    full = make_trainer().sizes
-    first._schedule = whole._schedule
-    first.train(tmp_path / "first")
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(trainer_class=InterruptedTrainer).train(tmp_path / "first")
     resumed = make_trainer()
-    assert resumed.sizes == full
     resumed.train(tmp_path / "resumed", checkpoint=tmp_path / "first" / "checkpoint.pt")
     assert [entry["loss"] for entry in resumed.history] == [entry["loss"] for entry in whole.history]
     for name, tensor in whole.model.state_dict().items():

@@ -15,10 +15,14 @@ Activations are rows of a matrix, one row per position, channels last. A convolu
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from .scratch import Scratch
 
 
 EXECUTORS = ("int8", "float32", "bfloat16", "float64")
@@ -26,7 +30,9 @@ WEIGHT_LIMIT = 63
 SUM_LIMIT = 2**24
 WIDE_LIMIT = 2**22
 MULTIPLIER_BITS = 15
-ROWS_PER_PRODUCT = 4096
+ROWS_PER_PRODUCT = 512  # gathered rows of the widest layer then fit a level-2 cache
+
+_SCRATCH = Scratch()
 
 
 @dataclass(frozen=True)
@@ -36,24 +42,36 @@ class ActivationRange:
     Attributes:
         scale: float64 `(channels,)`, positive.
         zero_point: float64 `(channels,)`, integers in [-128, 127].
+        mean: float64 `(channels,)`, average of the real values, for the correction of biases.
     """
 
     scale: torch.Tensor
     zero_point: torch.Tensor
+    mean: torch.Tensor
 
     @classmethod
-    def from_bounds(cls, low: torch.Tensor, high: torch.Tensor) -> "ActivationRange":
-        """The range that covers `[low, high]` and zero; both `(channels,)`."""
+    def from_bounds(cls, low: torch.Tensor, high: torch.Tensor, mean: torch.Tensor) -> "ActivationRange":
+        """The range that covers `[low, high]` and zero; all `(channels,)`."""
         low, high = low.double().clamp_max(0), high.double().clamp_min(0)
         width = high - low
         width = torch.maximum(width, (width.max() * 1e-3).clamp_min(1e-6))
         scale = width / 255
-        return cls(scale, (-128 - low / scale).round().clamp(-128, 127))
+        return cls(scale, (-128 - low / scale).round().clamp(-128, 127), mean.double())
+
+    @classmethod
+    def fixed_point(cls, unit: torch.Tensor) -> "ActivationRange":
+        """Wide outputs in multiples of `unit`, float64 `(channels,)`."""
+        return cls(unit, torch.zeros_like(unit), torch.zeros_like(unit))
 
     @classmethod
     def concatenate(cls, ranges: list["ActivationRange"]) -> "ActivationRange":
         """Ranges of concatenated channels."""
-        return cls(torch.cat([r.scale for r in ranges]), torch.cat([r.zero_point for r in ranges]))
+        return cls(*(torch.cat([getattr(r, name) for r in ranges]) for name in ("scale", "zero_point", "mean")))
+
+    def split(self, sizes: list[int]) -> list["ActivationRange"]:
+        """Ranges of groups of channels."""
+        parts = (self.scale.split(sizes), self.zero_point.split(sizes), self.mean.split(sizes))
+        return [ActivationRange(*values) for values in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,39 +98,53 @@ def resolve_executor(executor: str | None, device: torch.device) -> str:
     return "float32"
 
 
-def exact_product(inputs: torch.Tensor, weight: torch.Tensor, executor: str) -> torch.Tensor:
+def exact_product(
+    inputs: torch.Tensor, weight: torch.Tensor, executor: str, *, scratch: Scratch | None = None
+) -> torch.Tensor:
     """`inputs @ weight` of int8 matrices as exact int32, whatever the executor.
 
     Args:
-        inputs: int8 `(rows, channels)`.
+        inputs: `(rows, channels)`, int8 or already in the dtype of `weight`.
         weight: `(channels, outputs)` in the executor's dtype (`executor_weight`).
         executor: One of `EXECUTORS`.
+        scratch: On the CPU, memory for the result, which is then valid until the next call with the same scratch.
 
     Returns:
         int32 `(rows, outputs)`.
     """
-    if executor == "int8":
-        return torch._int_mm(inputs, weight)
-    if executor == "bfloat16":
-        return _bfloat16_product(inputs.bfloat16(), weight).to(torch.int32)
-    return (inputs.to(weight.dtype) @ weight).to(torch.int32)
-
-
-def _bfloat16_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """bfloat16 factors, float32 sums: float32 operands whose values are bfloat16, with reduced-precision products."""
     if inputs.device.type != "cpu":
-        return torch.mm(inputs, weight, out_dtype=torch.float32)
+        if executor == "int8":
+            return torch._int_mm(inputs, weight)
+        if executor == "bfloat16":
+            return torch.mm(inputs.to(weight.dtype), weight, out_dtype=torch.float32).to(torch.int32)
+        return (inputs.to(weight.dtype) @ weight).to(torch.int32)
+    scratch = scratch or Scratch()
+    shape = (len(inputs), weight.shape[1])
+    sums = scratch.take("sums", shape, torch.int32)
+    if executor == "int8":
+        return torch._int_mm(inputs, weight, out=sums)
+    products = scratch.take("products", shape, weight.dtype)
+    with _bfloat16_products() if executor == "bfloat16" else nullcontext():
+        torch.mm(inputs.to(weight.dtype), weight, out=products)
+    return sums.copy_(products)
+
+
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Lets the CPU multiply float32 matrices as bfloat16 with float32 sums: exact where the factors are integers."""
     settings = torch.backends.mkldnn.matmul
     previous = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
-        return inputs.float() @ weight.float()
+        yield
     finally:
         settings.fp32_precision = previous
 
 
 def executor_weight(weight: torch.Tensor, executor: str) -> torch.Tensor:
     """An int8 weight in the dtype that an executor multiplies with."""
+    if executor == "bfloat16" and weight.device.type == "cpu":
+        return weight.float()  # see `_bfloat16_products`
     return weight if executor == "int8" else weight.to(getattr(torch, executor))
 
 
@@ -221,52 +253,34 @@ class ExactConv(nn.Module):
         self.weight.copy_(integers)
         self.padding.copy_(source.zero_point)
         zero_sum = (integers * source.zero_point.repeat(self.taps)[:, None]).sum(0)
-        self.requantizer.derive(unit, bias.double(), target)
+        # Rounded weights shift the outputs by what they do to the average input (Nagel et al. 2019, section 4.2).
+        rounding_error = folded - integers * unit
+        correction = ((source.mean / source.scale).repeat(self.taps)[:, None] * rounding_error).sum(0)
+        self.requantizer.derive(unit, bias.double() + correction, target)
         # the zero points' share of the sum is an integer: taken out exactly, with the integer multiplier
         self.requantizer.offset.sub_((zero_sum * self.requantizer.multiplier).to(torch.int64))
 
-    def forward(
-        self, inputs: torch.Tensor, tables: GatherTable | list[GatherTable] | None, executor: str
-    ) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor, table: GatherTable | None, executor: str) -> torch.Tensor:
         """Applies the layer.
 
         Args:
             inputs: int8 `(rows, in_channels)`.
-            tables: Gather table; several where the taps are divided over output phases (transposed convolutions, in
-                the order of the weight); `None` for a 1x1 convolution.
+            table: Gather table; `None` for a 1x1 convolution.
             executor: One of `EXECUTORS`.
 
         Returns:
             int8 (int32 if wide) `(output rows, out_channels)`.
         """
         weight = self._weight_for(executor)
-        if tables is None:
-            return self._apply_table(inputs, None, weight, executor)
-        padded = torch.cat([inputs, self.padding[None]])
-        if isinstance(tables, GatherTable):
-            return self._apply_table(padded, tables, weight, executor)
-        shape = (sum(len(table.rows) for table in tables), weight.shape[1])
-        outputs = padded.new_empty(shape, dtype=torch.int32 if self.wide else torch.int8)
-        first = 0
-        for table in tables:
-            last = first + table.rows.shape[1] * self.in_channels
-            outputs[table.targets] = self._apply_table(padded, table, weight[first:last], executor)
-            first = last
-        return outputs
-
-    def _apply_table(
-        self, inputs: torch.Tensor, table: GatherTable | None, weight: torch.Tensor, executor: str
-    ) -> torch.Tensor:
         count = len(inputs) if table is None else len(table.rows)
+        if table is not None:
+            inputs = torch.cat([inputs, self.padding[None]]).to(weight.dtype)
         outputs = []
         for first in range(0, count, ROWS_PER_PRODUCT):
             chosen = slice(first, first + ROWS_PER_PRODUCT)
-            if table is None:
-                gathered = inputs[chosen]
-            else:
-                rows = table.rows[chosen]
-                gathered = inputs.index_select(0, rows.flatten()).view(len(rows), -1)
-            outputs.append(self.requantizer(exact_product(gathered, weight, executor), wide=self.wide))
+            gathered = inputs[chosen] if table is None else _gather(inputs, table.rows[chosen])
+            sums = exact_product(gathered, weight, executor, scratch=_SCRATCH)
+            outputs.append(self.requantizer(sums, wide=self.wide))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _weight_for(self, executor: str) -> torch.Tensor:
@@ -274,6 +288,47 @@ class ExactConv(nn.Module):
         if self._cached_weight is None or self._cached_weight[0] != key:
             self._cached_weight = (key, executor_weight(self.weight, executor))
         return self._cached_weight[1]
+
+
+def _gather(inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The inputs under each window, one after the other: `(rows, taps * channels)`; scratch memory on the CPU."""
+    if inputs.device.type != "cpu":
+        return inputs.index_select(0, rows.flatten()).view(len(rows), -1)
+    gathered = _SCRATCH.take("gathered", (rows.numel(), inputs.shape[1]), inputs.dtype)
+    return torch.index_select(inputs, 0, rows.flatten(), out=gathered).view(len(rows), -1)
+
+
+class ExactUpsample(nn.Module):
+    """Transposed convolution that doubles both sides: one [`ExactConv`] for each of the four output phases.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel_size: Odd.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.phases = nn.ModuleList(
+            ExactConv(in_channels, out_channels, len(taps)) for taps in transposed_taps(kernel_size)
+        )
+
+    def derive(
+        self, weight: torch.Tensor, bias: torch.Tensor, source: ActivationRange, target: ActivationRange
+    ) -> None:
+        """As [`ExactConv.derive`], with `weight` as in `nn.ConvTranspose2d`: `(in, out, kernel, kernel)`."""
+        for phase, taps in zip(self.phases, transposed_taps(self.kernel_size), strict=True):
+            by_tap = torch.stack([weight[:, :, row, column] for row, column, _, _ in taps])
+            phase.derive(by_tap, bias, source, target)
+
+    def forward(self, inputs: torch.Tensor, tables: list[GatherTable], executor: str) -> torch.Tensor:
+        """int8 `(rows, in_channels)` to int8 `(4 * rows, out_channels)`; one gather table per phase."""
+        parts = [phase(inputs, table, executor) for phase, table in zip(self.phases, tables, strict=True)]
+        outputs = torch.empty_like(torch.cat(parts))
+        for part, table in zip(parts, tables, strict=True):
+            outputs[table.targets] = part
+        return outputs
 
 
 def plain_rows(batch: int, height: int, width: int) -> torch.Tensor:
@@ -370,6 +425,7 @@ __all__ = [
     "EXECUTORS",
     "ActivationRange",
     "ExactConv",
+    "ExactUpsample",
     "GatherTable",
     "Requantizer",
     "checkerboard_rows",

@@ -1,10 +1,11 @@
 """Compiled integer kernels for the exact networks on the CPU. Importing this module imports numba."""
 
-import numba
 import numpy as np
 
+from .jit import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled
 def requantize_narrow(
     sums: np.ndarray, multiplier: np.ndarray, offset: np.ndarray, shift: np.ndarray, outputs: np.ndarray
 ) -> None:
@@ -15,7 +16,7 @@ def requantize_narrow(
             outputs[row, channel] = np.int8(min(max(value, np.int64(-128)), np.int64(127)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def requantize_wide(
     sums: np.ndarray, multiplier: np.ndarray, offset: np.ndarray, shift: np.ndarray, outputs: np.ndarray
 ) -> None:
@@ -26,7 +27,7 @@ def requantize_wide(
             outputs[row, channel] = np.int32(min(max(value, np.int64(-(1 << 22))), np.int64(1 << 22)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def lookup_indexes(scales: np.ndarray, lookup: np.ndarray, outputs: np.ndarray) -> None:
     """`outputs = lookup[clamp(scales, 0, len(lookup) - 1)]`; rows by channels, int32 to uint8."""
     last = lookup.shape[0] - 1

@@ -29,6 +29,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from .bitstream import BitstreamError
+from .jit import compiled
 from .tables import ESCAPE_BITS, PRECISION, CodingTables
 
 
@@ -285,7 +286,7 @@ def _high_product(typing_context, first, second):
 _jit_digest = numba.njit(_digest, nogil=True)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _encode(symbols: np.ndarray, indexes: np.ndarray, words: np.ndarray, tables: tuple) -> tuple[int, int]:
     """Codes one picture backwards into the end of `words`.
 
@@ -333,7 +334,7 @@ def _encode(symbols: np.ndarray, indexes: np.ndarray, words: np.ndarray, tables:
     return np.int64(state), np.int64(position)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _decode(memory: np.ndarray, words: np.ndarray, indexes: np.ndarray, symbols: np.ndarray, tables: tuple) -> None:
     """Decodes the next symbols of each picture that has no error yet, and leaves its status in `memory`.
 

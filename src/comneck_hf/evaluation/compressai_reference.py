@@ -1,12 +1,15 @@
 """The same weights in CompressAI's `elic2022-chandelier`: what speed, size and exactness are compared with."""
 
 import re
+import struct
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..models.elic.configuration_elic import ElicConfig
-from ..models.elic.modeling_elic import ElicModel
+from ..models.elic.modeling_elic import ElicEncoderOutput, ElicModel
 
 
 # Our names to CompressAI's. Both hold means before scales, and contexts before hyper parameters.
@@ -64,9 +67,53 @@ def to_compressai(codec: ElicModel) -> nn.Module:
     return model
 
 
-def compressai_latents(model: nn.Module, coded: dict) -> torch.Tensor:
-    """`y_hat` from what the model's `compress` returned: float32 `(batch, latent_channels, height, width)`."""
-    return model.latent_codec.decompress(coded["strings"], coded["shape"])["y_hat"]
+class CompressAICodec(nn.Module):
+    """CompressAI's model behind the methods of [`ElicModel`] that take part in coding.
+
+    A picture's eleven strings and the size of its hyper-latents are put together to one bitstream. CompressAI checks
+    nothing: a bitstream that it cannot decode gives wrong latents, an exception, or ends the process.
+
+    Args:
+        model: What `to_compressai` returned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encode(self, pixel_values: torch.Tensor) -> ElicEncoderOutput:
+        """Latents as the encoder has them; arguments as for [`ElicModel`]."""
+        return ElicEncoderOutput(latents=self._compress(pixel_values)["y_hat"])
+
+    def compress(self, pixel_values: torch.Tensor) -> list[bytes]:
+        """One bitstream per picture; arguments as for [`ElicModel`], sides multiples of 64."""
+        coded = self._compress(pixel_values)
+        height, width = coded["shape"]["hyper"]
+        header = struct.pack("<HH", height, width)
+        return [
+            header + b"".join(struct.pack("<I", len(string)) + string for string in strings)
+            for strings in zip(*coded["strings"], strict=True)
+        ]
+
+    def decompress(self, bitstreams: Sequence[bytes]) -> torch.Tensor:
+        """Latents `(batch, latent_channels, height / 16, width / 16)` of pictures of one size."""
+        height, width = struct.unpack_from("<HH", bitstreams[0])
+        shapes = [(channels, 4 * height, 4 * width) for channels in self.model.groups]
+        strings = zip(*(_split_strings(bitstream) for bitstream in bitstreams), strict=True)
+        coded = {"strings": [list(part) for part in strings], "shape": {"y": shapes, "hyper": (height, width)}}
+        return self.model.latent_codec.decompress(**coded)["y_hat"]
+
+    def _compress(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        return self.model.compress(pixel_values.to(next(self.model.parameters()).device))
+
+
+def _split_strings(bitstream: bytes) -> list[bytes]:
+    strings, position = [], 4
+    while position < len(bitstream):
+        (length,) = struct.unpack_from("<I", bitstream, position)
+        strings.append(bitstream[position + 4 : position + 4 + length])
+        position += 4 + length
+    return strings
 
 
 def _set_widths(model: nn.Module, config: ElicConfig) -> None:
@@ -86,4 +133,4 @@ def _replace_convolutions(layers: nn.Sequential, hidden_widths: list[int] | tupl
             layers[2 * index] = nn.Conv2d(before, after, old.kernel_size, padding=old.padding)
 
 
-__all__ = ["compressai_key", "compressai_latents", "to_compressai"]
+__all__ = ["CompressAICodec", "compressai_key", "to_compressai"]

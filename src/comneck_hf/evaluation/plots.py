@@ -45,7 +45,10 @@ def save_label_figure(
         colors = [_HIGHLIGHT_COLOR] + [_BAR_COLOR] * (len(bars) - 1)
         axis.barh(range(len(bars)), [probability for _, probability in bars], color=colors)
         for row, (name, probability) in enumerate(bars):
-            axis.text(probability + 0.02, row, f"{name}  {100 * probability:.1f} %", va="center", fontsize=9)
+            inside = {"x": probability - 0.02, "ha": "right", "color": "white" if row == 0 else "black"}
+            beside = {"x": probability + 0.02, "ha": "left"}
+            place = inside if probability > 0.5 else beside
+            axis.text(y=row, s=f"{name}  {100 * probability:.1f} %", va="center", fontsize=9, **place)
         axis.set(xlim=(0, 1.0), yticks=[], xticks=(0, 0.5, 1), ylim=(len(names) - 0.4, -0.6))
         axis.set_title(caption, fontsize=9)
         axis.tick_params(labelsize=8)

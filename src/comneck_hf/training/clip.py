@@ -144,6 +144,9 @@ def separate_captions(
         The loss of the last step (0 when `steps` is 0).
     """
     parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
+    trainable = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     targets = torch.arange(len(class_names), device=model.device)
     loss = torch.zeros(())
@@ -157,6 +160,8 @@ def separate_captions(
         loss.backward()
         optimizer.step()
     model.zero_grad()
+    for parameter, flag in zip(parameters, trainable, strict=True):
+        parameter.requires_grad_(flag)
     return loss.item()
 
 
@@ -208,9 +213,11 @@ def mix_images(images: Tensor, targets: Tensor, *, generator: torch.Generator) -
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
-    """AdamW groups: matrices decay; biases, norms, embeddings and the logit scale do not."""
+    """AdamW groups: matrices decay; biases, norms, embeddings and the logit scale do not; frozen ones are left out."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (decayed if parameter.ndim > 1 and "embedding.weight" not in name else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
@@ -271,9 +278,10 @@ def evaluate_zero_shot(
     model.eval()
     weights = zero_shot_weights(model, tokenizer, class_names=pack.class_names, templates=templates)
     hits = torch.zeros(2, dtype=torch.int64)
+    num_ranks = min(5, len(pack.class_names))
     for images, labels in zip(pack.images.split(128), pack.labels.split(128), strict=True):
         pixel_values = normalize(center_crop_resize(images, size, crop_size=crop_size))
-        ranks = (image_embeddings(model, pixel_values.to(model.device)) @ weights.T).topk(5).indices.cpu()
+        ranks = (image_embeddings(model, pixel_values.to(model.device)) @ weights.T).topk(num_ranks).indices.cpu()
         correct = ranks == labels[:, None]
         hits += torch.stack([correct[:, 0].sum(), correct.any(1).sum()])
     model.train(was_training)

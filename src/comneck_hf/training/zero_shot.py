@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 
-__all__ = ["ClassPrompts", "load_class_prompts", "save_class_prompts", "zero_shot_weights"]
+__all__ = ["PROMPTS_NAME", "ClassPrompts", "load_class_prompts", "save_class_prompts", "zero_shot_weights"]
 
 PROMPTS_NAME = "zero_shot.json"
 _PRETRAINED_FOLDER = Path(__file__).parent.parent / "pretrained"

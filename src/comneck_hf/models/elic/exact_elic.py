@@ -7,12 +7,14 @@ Rows of the latent grid are ordered by pass: the anchors of all pictures, then t
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ...coding.exact import (
     ExactConv,
+    ExactUpsample,
     GatherTable,
     Requantizer,
     checkerboard_rows,
@@ -27,6 +29,9 @@ from ...coding.tables import MAX_VALUE, SCALE_TABLE, CodingTables
 from .configuration_elic import ElicConfig
 from .layers_elic import support_groups
 
+
+if TYPE_CHECKING:
+    from ...coding.rans import TableCoder
 
 MEAN_UNIT = 64
 SCALE_UNIT = 1024
@@ -52,6 +57,23 @@ class EncodedLatents:
     scales: torch.Tensor
     symbols: torch.Tensor
     indexes: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PreparedCoder:
+    """The table coder and the scale lookup of one state of the buffers.
+
+    Attributes:
+        key: Identity and version of every buffer.
+        coder: Codes with the tables.
+        fingerprint: 32-bit digest of the buffers.
+        lookup: uint8, table index of each scale up to the last threshold.
+    """
+
+    key: tuple[tuple[int, int], ...]
+    coder: "TableCoder"
+    fingerprint: int
+    lookup: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -112,8 +134,8 @@ class ExactElic(nn.Module):
         self.y_input = Requantizer(latent)
         self.h_s = nn.ModuleList(
             [
-                ExactConv(hidden, hidden, taps),
-                ExactConv(hidden, hidden * 3 // 2, taps),
+                ExactUpsample(hidden, hidden, kernel),
+                ExactUpsample(hidden, hidden * 3 // 2, kernel),
                 ExactConv(hidden * 3 // 2, 2 * latent, 9),
             ]
         )
@@ -143,7 +165,7 @@ class ExactElic(nn.Module):
         self.tables = CodingTableBuffers(len(SCALE_TABLE) + hidden, config.coding_table_size)
         self.register_buffer("thresholds", torch.zeros(len(SCALE_TABLE) - 1, dtype=torch.int32))
         self._grids: dict[tuple[object, ...], GridTables] = {}
-        self._prepared: tuple[tuple[object, ...], object, int, torch.Tensor] | None = None
+        self._prepared: PreparedCoder | None = None
 
     @property
     def is_derived(self) -> bool:
@@ -152,26 +174,29 @@ class ExactElic(nn.Module):
 
     # --- what coding needs, prepared once -------------------------------------------------------------------------
 
-    def _prepare(self) -> tuple[object, int, torch.Tensor]:
-        buffers = list(self.buffers())
-        key = tuple((buffer.data_ptr(), buffer._version) for buffer in buffers)
-        if self._prepared is None or self._prepared[0] != key:
+    def _prepare(self) -> PreparedCoder:
+        """What coding needs besides the networks; made anew when a buffer changed."""
+        key = tuple((buffer.data_ptr(), buffer._version) for buffer in self.buffers())
+        if self._prepared is None or self._prepared.key != key:
             from ...coding.rans import TableCoder
 
-            coder = TableCoder(self.tables.tables())
             digest = hashlib.blake2s(digest_size=4)
             for name, buffer in self.named_buffers():
                 digest.update(f"{name}{tuple(buffer.shape)}{buffer.dtype}".encode())
                 digest.update(buffer.cpu().numpy().tobytes())
             steps = torch.arange(int(self.thresholds[-1]) + 2, dtype=torch.int32)
-            lookup = torch.bucketize(steps, self.thresholds.cpu()).to(torch.uint8)
-            self._prepared = (key, coder, int.from_bytes(digest.digest(), "little"), lookup)
-        return self._prepared[1:]
+            self._prepared = PreparedCoder(
+                key=key,
+                coder=TableCoder(self.tables.tables()),
+                fingerprint=int.from_bytes(digest.digest(), "little"),
+                lookup=torch.bucketize(steps, self.thresholds.cpu()).to(torch.uint8),
+            )
+        return self._prepared
 
     @property
     def fingerprint(self) -> int:
         """32-bit digest of every integer that decides a bitstream."""
-        return self._prepare()[1]
+        return self._prepare().fingerprint
 
     def _grid(self, batch: int, height: int, width: int, device: torch.device) -> GridTables:
         key = (batch, height, width, device)
@@ -253,14 +278,14 @@ class ExactElic(nn.Module):
         parts = (self.y_input.multiplier, self.y_input.offset, self.y_input.shift)
         return requantize(values, *(part[group] for part in parts))
 
-    def _indexes(self, scales: torch.Tensor) -> torch.Tensor:
+    def _indexes(self, scales: torch.Tensor, lookup: torch.Tensor) -> torch.Tensor:
         """Table index of each scale: the first level that is not smaller. uint8 on the CPU."""
         if scales.device.type != "cpu":
             return torch.bucketize(scales, self.thresholds).to(torch.uint8).cpu()
         from ...coding.kernels import lookup_indexes
 
         indexes = torch.empty(scales.shape, dtype=torch.uint8)
-        lookup_indexes(scales.numpy(), self._prepare()[2].numpy(), indexes.numpy())
+        lookup_indexes(scales.numpy(), lookup.numpy(), indexes.numpy())
         return indexes
 
     def _z_indexes(self, batch: int, positions: int) -> torch.Tensor:
@@ -280,7 +305,7 @@ class ExactElic(nn.Module):
         """
         batch, _, height, width = y.shape
         z_rows = z_symbols.flatten(2).transpose(1, 2).clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32).contiguous()
-        grid = self._grid(batch, height, width, y.device)
+        grid, lookup = self._grid(batch, height, width, y.device), self._prepare().lookup
         y_rows = torch.empty(grid.rows.numel(), y.shape[1], device=y.device)
         y_rows[grid.rows.flatten()] = y.float().permute(0, 2, 3, 1).flatten(0, 2)
         half = len(y_rows) // 2
@@ -293,7 +318,7 @@ class ExactElic(nn.Module):
             block = (slice(number * half, (number + 1) * half), slice(sum(sizes[:k]), sum(sizes[: k + 1])))
             chosen = (y_rows[block] - means / MEAN_UNIT).round().clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32)
             symbols.append(chosen.view(batch, -1).to("cpu", torch.int16))
-            indexes.append(self._indexes(scales).view(batch, -1))
+            indexes.append(self._indexes(scales, lookup).view(batch, -1))
             residual_rows[block] = chosen.float()
             scale_rows[block] = scales / SCALE_UNIT
             return chosen
@@ -310,7 +335,7 @@ class ExactElic(nn.Module):
 
     def pack(self, encoded: EncodedLatents) -> list[bytes]:
         """Entropy codes each picture of a batch into a payload of its own."""
-        return self._prepare()[0].encode(encoded.symbols.numpy(), encoded.indexes.numpy())
+        return self._prepare().coder.encode(encoded.symbols.numpy(), encoded.indexes.numpy())
 
     @torch.no_grad()
     def decode(self, payloads: list[bytes], height: int, width: int) -> torch.Tensor:
@@ -320,12 +345,13 @@ class ExactElic(nn.Module):
             BitstreamError: If a payload is damaged.
         """
         device, batch = self.thresholds.device, len(payloads)
-        decoder = self._prepare()[0].decoder(payloads)
+        prepared = self._prepare()
+        decoder = prepared.coder.decoder(payloads)
         positions = (height // 4) * (width // 4)
         z_rows = torch.from_numpy(decoder.decode(self._z_indexes(batch, positions).numpy()))
 
         def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-            indexes = self._indexes(scales)
+            indexes = self._indexes(scales, prepared.lookup)
             decoded = torch.from_numpy(decoder.decode(indexes.view(batch, -1).numpy()))
             return decoded.view(scales.shape).to(device, torch.int32)
 

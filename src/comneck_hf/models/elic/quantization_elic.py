@@ -5,15 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ...coding.exact import ActivationRange, ExactConv, transposed_taps
+from ...coding.exact import ActivationRange, ExactConv, ExactUpsample
 from ...coding.tables import SCALE_TABLE, CodingTables, concatenate, gaussian_tables, tables_from_pmfs
 from ..entropy_models import FactorizedPrior
 from .exact_elic import MEAN_UNIT, SCALE_UNIT
 from .layers_elic import CheckerboardConv2d, checkerboard, support_groups
 from .modeling_elic import ElicModel
 
-
-Bounds = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 _WIDEST_PRIOR = 255
 
@@ -45,16 +43,14 @@ def derive_exact(codec: ElicModel, pixel_values: torch.Tensor) -> None:
         pixel_values: Calibration pictures `(batch, 3, height, width)` in [0, 1]: they set the activation ranges. 16
             photographs are enough; values outside the ranges saturate, which costs bits and is never wrong.
     """
-    bounds = _record_bounds(codec, pixel_values)
-    ranges = {name: ActivationRange.from_bounds(low.cpu(), high.cpu()) for name, (low, high) in bounds.items()}
+    ranges = _record_ranges(codec, pixel_values)
     exact = codec.exact
     medians = codec.entropy_bottleneck.medians.detach().double().cpu()
     exact.z_input.derive(torch.ones_like(medians), medians, ranges["z"])
     exact.y_input.derive(torch.full_like(ranges["y"].scale, 1 / MEAN_UNIT), 0 * ranges["y"].scale, ranges["y"])
     _derive_chain(exact.h_s, codec.h_s, "h_s", ranges["z"], ranges)
     sizes = list(codec.config.group_channels)
-    pairs = zip(ranges["y"].scale.split(sizes), ranges["y"].zero_point.split(sizes), strict=True)
-    parts = [ActivationRange(scale, zero_point) for scale, zero_point in pairs]
+    parts = ranges["y"].split(sizes)
     for k, (size, aggregation) in enumerate(zip(sizes, exact.parameter_aggregations, strict=True)):
         sources = [ranges[f"spatial_contexts.{k}"]]
         _derive_layer(exact.spatial_contexts[k], codec.spatial_contexts[k], parts[k], sources[0])
@@ -65,7 +61,7 @@ def derive_exact(codec: ElicModel, pixel_values: torch.Tensor) -> None:
             sources.append(ranges[f"{name}.4"])
         sources.append(ranges["h_s.4"])
         units = torch.tensor([1 / MEAN_UNIT] * size + [1 / SCALE_UNIT] * size, dtype=torch.float64)
-        ranges[f"parameter_aggregations.{k}.4"] = ActivationRange(units, torch.zeros_like(units))
+        ranges[f"parameter_aggregations.{k}.4"] = ActivationRange.fixed_point(units)
         _derive_chain(
             aggregation,
             codec.parameter_aggregations[k],
@@ -93,15 +89,15 @@ def prior_tables(prior: FactorizedPrior) -> CodingTables:
     return tables_from_pmfs(pmfs, [-low for low in below.tolist()])
 
 
-def _record_bounds(codec: ElicModel, pixel_values: torch.Tensor) -> Bounds:
-    """Smallest and largest value per channel of everything that becomes an int8 activation."""
-    bounds: Bounds = {}
+def _record_ranges(codec: ElicModel, pixel_values: torch.Tensor) -> dict[str, ActivationRange]:
+    """Range and average per channel of everything that becomes an int8 activation, by module name."""
+    statistics: dict[str, list[torch.Tensor]] = {}
 
     def record(name: str, values: torch.Tensor) -> None:
-        low, high = values.float().amin((0, 2, 3)), values.float().amax((0, 2, 3))
-        if name in bounds:
-            low, high = torch.minimum(low, bounds[name][0]), torch.maximum(high, bounds[name][1])
-        bounds[name] = (low, high)
+        values = values.detach().double().cpu()
+        statistics.setdefault(name, []).append(
+            torch.stack([values.amin((0, 2, 3)), values.amax((0, 2, 3)), values.mean((0, 2, 3))])
+        )
 
     def watch(name: str, module: nn.Module) -> Callable[[], None]:
         return module.register_forward_hook(lambda _module, _inputs, output: record(name, output)).remove
@@ -109,18 +105,22 @@ def _record_bounds(codec: ElicModel, pixel_values: torch.Tensor) -> Bounds:
     removers = [codec.h_s.register_forward_pre_hook(lambda _module, inputs: record("z", inputs[0])).remove]
     for prefix in ("h_s", "channel_contexts", "spatial_contexts", "parameter_aggregations"):
         for name, module in codec.get_submodule(prefix).named_modules(prefix=prefix):
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.ReLU):
                 removers.append(watch(name, module))
     training = codec.training
     codec.eval()
     try:
-        for picture in pixel_values.split(4):
-            record("y", codec(picture.to(codec.device), quantization="ste").latents)
+        for pictures in pixel_values.split(4):
+            record("y", codec(pictures.to(codec.device), quantization="ste").latents)
     finally:
         codec.train(training)
         for remove in removers:
             remove()
-    return bounds
+    ranges = {}
+    for name, values in statistics.items():
+        low, high, mean = torch.stack(values).unbind(1)
+        ranges[name] = ActivationRange.from_bounds(low.amin(0), high.amax(0), mean.mean(0))
+    return ranges
 
 
 def _derive_chain(
@@ -130,30 +130,26 @@ def _derive_chain(
     source: ActivationRange,
     ranges: dict[str, ActivationRange],
 ) -> None:
-    """Derives a chain of convolutions with ReLU between them; all but the last clamp at zero."""
+    """Derives a chain of convolutions with ReLU between them: a ReLU is the lower end of its layer's range."""
     convolutions = [index for index, module in enumerate(modules) if not isinstance(module, nn.ReLU)]
     for layer, index in zip(layers, convolutions, strict=True):
-        target = ranges[f"{name}.{index}"]
-        if index != convolutions[-1]:
-            target = ActivationRange.from_bounds(
-                torch.zeros_like(target.scale), target.scale * (127 - target.zero_point)
-            )
+        target = ranges[f"{name}.{index if index == convolutions[-1] else index + 1}"]
         _derive_layer(layer, modules[index], source, target)
         source = target
 
 
 def _derive_layer(
-    layer: ExactConv, module: nn.Conv2d | nn.ConvTranspose2d, source: ActivationRange, target: ActivationRange
+    layer: ExactConv | ExactUpsample,
+    module: nn.Conv2d | nn.ConvTranspose2d,
+    source: ActivationRange,
+    target: ActivationRange,
 ) -> None:
-    weight = module.weight.detach().double().cpu()
-    if isinstance(module, nn.ConvTranspose2d):
-        taps = [(row, column) for phase in transposed_taps(weight.shape[-1]) for row, column, _, _ in phase]
-        by_tap = torch.stack([weight[:, :, row, column] for row, column in taps])
-    else:
-        by_tap = weight.permute(2, 3, 1, 0).flatten(0, 1)
-        if isinstance(module, CheckerboardConv2d):
-            by_tap = by_tap[~checkerboard(*module.kernel_size).flatten()]
-    layer.derive(by_tap, module.bias.detach().double().cpu(), source, target)
+    weight, bias = module.weight.detach().double().cpu(), module.bias.detach().double().cpu()
+    if isinstance(module, nn.Conv2d):
+        weight = weight.permute(2, 3, 1, 0).flatten(0, 1)
+    if isinstance(module, CheckerboardConv2d):
+        weight = weight[~checkerboard(*module.kernel_size).flatten()]
+    layer.derive(weight, bias, source, target)
 
 
 __all__ = ["derive_exact", "prior_tables", "synthetic_pictures"]

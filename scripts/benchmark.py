@@ -1,0 +1,114 @@
+"""Speed and size beside CompressAI, on one core, as ratios of medians: results/benchmark.json.
+
+python scripts/benchmark.py --pictures DATA/imagenet_sample_256 --kodak DATA/kodak [--compile]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser
+
+import comneck_hf
+from comneck_hf.evaluation.benchmark import coder_speed, compress_speed, decompress_speed, start_seconds
+from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
+from comneck_hf.evaluation.exactness import ISA_ENVIRONMENT
+from comneck_hf.evaluation.machine import cpu_flags, describe_machine
+from comneck_hf.evaluation.pictures import load_picture_folder, load_pictures
+from comneck_hf.evaluation.reference_codec import TRAINING_PICTURES, load_reference_codec
+from comneck_hf.evaluation.size import summarize_sizes
+from comneck_hf.models.elic.modeling_elic import ElicModel
+
+
+NO_AMX = "not measured: this CPU has no AMX"
+
+
+@dataclass
+class Arguments:
+    """Pictures, codecs and repeats."""
+
+    pictures: str = field(metadata={"help": "imagenet_sample_256; its first pictures train the reference codec"})
+    kodak: str = field(metadata={"help": "folder with the Kodak pictures"})
+    codec: str = field(default="runs/reference-codec", metadata={"help": "full-width codec, trained when missing"})
+    tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "packaged model or folder"})
+    size_pictures: int = field(default=200, metadata={"help": "pictures of 256x256 whose sizes are taken"})
+    repeats: int = 15
+    compile: bool = field(default=False, metadata={"help": "also measure a compiled g_a (a minute or two more)"})
+    parts: list[str] = field(default_factory=lambda: ["coder", "decompress", "avx512", "compress", "start", "size"])
+    output: str = "results/benchmark.json"
+
+
+def measure_decompress(args: Arguments, codec: ElicModel, pictures: torch.Tensor) -> dict[str, Any]:
+    executors = ["int8", "float32", "float64"] + (["bfloat16"] if "amx_bf16" in cpu_flags() else [])
+    other = CompressAICodec(to_compressai(codec))
+    return decompress_speed(codec, other, pictures, executors=executors, repeats=args.repeats)
+
+
+def measure_compress(args: Arguments, codec: ElicModel, pictures: torch.Tensor) -> dict[str, Any]:
+    def form(dtype: torch.dtype, *, compiled: bool) -> ElicModel:
+        model = ElicModel.from_pretrained(args.codec, dtype=dtype).eval().to(memory_format=torch.channels_last)
+        if compiled:
+            model.g_a.compile()
+        return model
+
+    variants = {"float32, channels last": form(torch.float32, compiled=False)}
+    if "amx_bf16" in cpu_flags():
+        variants["bf16, channels last"] = form(torch.bfloat16, compiled=False)
+    if args.compile:
+        for name in list(variants):
+            variants[f"{name}, compiled"] = form(variants[name].dtype, compiled=True)
+    other = CompressAICodec(to_compressai(codec))
+    report = compress_speed(codec, other, pictures, variants=variants, repeats=max(3, args.repeats // 3))
+    return report if "amx_bf16" in cpu_flags() else {**report, "bf16": NO_AMX}
+
+
+def measure_limited(args: Arguments) -> dict[str, Any]:
+    """The decompression part again, in a process whose oneDNN is limited to AVX-512 without VNNI and AMX."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "part.json"
+        options = {name: str(getattr(args, name)) for name in ("pictures", "kodak", "codec", "repeats")}
+        command = [sys.executable, __file__, "--parts", "decompress", "--output", str(output)]
+        command += [text for name, value in options.items() for text in (f"--{name}", value)]
+        limit = {"ONEDNN_MAX_CPU_ISA": ISA_ENVIRONMENT["avx512"]["ONEDNN_MAX_CPU_ISA"]}
+        subprocess.run(command, env={**os.environ, **limit}, check=True)
+        return json.loads(output.read_text(encoding="utf-8"))["decompress"]
+
+
+def measure_size(args: Arguments, codec: ElicModel) -> dict[str, Any]:
+    tiny = args.tiny_codec if Path(args.tiny_codec).exists() else comneck_hf.pretrained(args.tiny_codec)
+    squares = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + args.size_pictures)
+    sets = {"kodak": load_picture_folder(args.kodak), "imagenet_sample_256": list(squares)}
+    codecs = {"full_width": codec, "tiny": ElicModel.from_pretrained(tiny).eval()}
+    return {
+        name: {pictures: summarize_sizes(model, sets[pictures]) for pictures in sets} for name, model in codecs.items()
+    }
+
+
+def main(args: Arguments) -> None:
+    torch.set_num_threads(1)
+    codec = load_reference_codec(args.codec, args.pictures)
+    pictures = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + 32)
+    measures = {
+        "coder": lambda: coder_speed(codec, pictures, repeats=args.repeats),
+        "decompress": lambda: measure_decompress(args, codec, pictures),
+        "avx512": lambda: measure_limited(args),
+        "compress": lambda: measure_compress(args, codec, pictures),
+        "start": lambda: start_seconds(repeats=5),
+        "size": lambda: measure_size(args, codec),
+    }
+    report = {"machine": describe_machine(), "threads": 1, "repeats": args.repeats}
+    for part in args.parts:
+        report[part] = measures[part]()
+        print(part, json.dumps(report[part], indent=1))
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())
