@@ -52,7 +52,7 @@ def make_pack(count: int, *, size: int = 20) -> ImagePack:
 
 
 def make_trainer(*, trainer_class: type[ClipTrainer] = ClipTrainer, **settings: object) -> ClipTrainer:
-    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "guide_epochs": 1}
+    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "text_every": 2}
     args = ClipTrainingArguments(
         **(values | {"average_decay": 0.5, "evaluate_every": 2, "validation_crop": 16} | settings)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from comneck_hf.training.clip import (
@@ -20,21 +20,18 @@ from comneck_hf.training.clip import (
     build_clip,
     build_tokenizer,
     evaluate_zero_shot,
+    image_embeddings,
     mix_images,
     parameter_groups,
     separate_captions,
     text_embeddings,
 )
 from comneck_hf.training.data import ImagePack, color_jitter, normalize, random_erasing, random_resized_crops
-from comneck_hf.training.guide import GuideNetwork, hint_loss
 
 
 __all__ = ["ClipTrainer", "ClipTrainingArguments"]
 
 WARM_UP = 0.04  # share of the compute
-GUIDE_SIZE = 56  # pixels
-GUIDE_LEARNING_RATE = 2e-3
-GUIDED_LAYER = 4  # hidden state whose patch tokens follow the guide
 SHAPES_SHARE = 0.1  # drawn shapes per photograph
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's
 
@@ -44,11 +41,9 @@ class ClipTrainingArguments:
     """Settings of one training of the small CLIP."""
 
     resolutions: list[int] = field(default_factory=lambda: [56, 84, 112], metadata={"help": "picture size per stage"})
-    epochs: list[int] = field(default_factory=lambda: [14, 8, 2], metadata={"help": "epochs per stage"})
-    text_steps: int = field(default=200, metadata={"help": "steps of the text tower, before the first epoch"})
-    guide_epochs: int = field(default=8, metadata={"help": "epochs of the guide network, before the first epoch"})
-    guide_share: float = field(default=0.5, metadata={"help": "share of the guide's probabilities in the targets"})
-    hint_weight: float = field(default=1.0, metadata={"help": "weight of the feature regression"})
+    epochs: list[int] = field(default_factory=lambda: [13, 11, 3], metadata={"help": "epochs per stage"})
+    text_steps: int = field(default=100, metadata={"help": "steps of the text tower before the first epoch"})
+    text_every: int = field(default=8, metadata={"help": "steps between two updates of the text tower"})
     batch_size: int = field(default=64, metadata={"help": "pictures per step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.1, metadata={"help": "weight decay of the matrices"})
@@ -95,12 +90,7 @@ class ClipTrainer:
         self.num_photos = len(photos)
         self.tokenizer = build_tokenizer([t.format(name) for name in self.class_names for t in self.templates])
         self.model = build_clip(self.tokenizer).to(args.device)
-        for tower in (self.model.text_model, self.model.text_projection):
-            tower.requires_grad_(False)
-        self.guide = GuideNetwork(len(self.class_names)).to(args.device, memory_format=torch.channels_last).eval()
-        self.hint = nn.Linear(self.model.config.vision_config.hidden_size, self.guide.num_channels).to(args.device)
         groups = parameter_groups(self.model, weight_decay=args.weight_decay)
-        groups.append({"params": list(self.hint.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = WeightAverage(self.model, decay=args.average_decay)
         self.history: list[dict] = []
@@ -122,7 +112,6 @@ class ClipTrainer:
             self.load_checkpoint(checkpoint)
         else:
             self.train_text()
-            self.train_guide()
         for epoch in range(len(self.history), len(self.sizes)):
             entry = self.train_epoch(epoch)
             if (epoch + 1) % self.args.evaluate_every == 0 or epoch + 1 == len(self.sizes):
@@ -135,11 +124,7 @@ class ClipTrainer:
         return self.history
 
     def train_text(self) -> None:
-        """Separates the captions of the classes and starts the average from there.
-
-        The text tower stays frozen afterwards: trained along, it embeds classes that the image tower confuses alike
-        (cosines up to 0.9997 in one run), and then they cannot be told apart any more.
-        """
+        """Separates the captions of the classes and starts the average from there."""
         separate_captions(
             self.model,
             self.tokenizer,
@@ -150,43 +135,23 @@ class ClipTrainer:
         )
         self.average = WeightAverage(self.model, decay=self.args.average_decay)
 
-    def train_guide(self) -> None:
-        """Trains the guide network on the same pictures, at 56 px, and freezes it."""
-        args = self.args
-        optimizer = torch.optim.AdamW(self.guide.parameters(), lr=GUIDE_LEARNING_RATE, weight_decay=0.05, fused=True)
-        self.guide.requires_grad_(True).train()
-        for epoch in range(args.guide_epochs):
-            generator = torch.Generator().manual_seed(args.seed * 1_000_003 + 1_000 + epoch)
-            batches, hits = self._batches(generator), 0
-            for step, index in enumerate(tqdm(batches, desc=f"guide epoch {epoch}", mininterval=5)):
-                progress = (epoch + step / len(batches)) / args.guide_epochs
-                optimizer.param_groups[0]["lr"] = GUIDE_LEARNING_RATE * _warm_up_cosine(progress, 0.1)
-                pixels, _ = self.augment(index, GUIDE_SIZE, mix=False, generator=generator)
-                labels = self.labels[index].to(args.device)
-                logits = self.guide(pixels.to(args.device, memory_format=torch.channels_last))[1]
-                loss = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                hits += (logits.argmax(1) == labels).sum().item()
-            accuracy = 100 * hits / (len(batches) * args.batch_size)
-            tqdm.write(json.dumps({"guide_epoch": epoch, "loss": loss.item(), "train_top1": round(accuracy, 2)}))
-        self.guide.requires_grad_(False).eval()
-
     def train_epoch(self, epoch: int) -> dict:
         """Trains one epoch; all its random numbers come from the seed and the number of the epoch."""
-        size, total, start = self.sizes[epoch], 0.0, time.perf_counter()
+        size, batch_size, total, start = self.sizes[epoch], self.args.batch_size, 0.0, time.perf_counter()
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + epoch)
-        batches = self._batches(generator)
+        order = self._epoch_order(generator)
+        batches = [batch for batch in order.split(batch_size) if len(batch) == batch_size]
+        if not batches:
+            raise ValueError(
+                f"an epoch has {len(order)} pictures, less than batch_size {batch_size}; lower batch_size"
+            )
         self.model.train()
-        captions = self.caption_embeddings()
-        classes = torch.arange(len(self.class_names))
+        texts = torch.empty(0)
         for step, index in enumerate(tqdm(batches, desc=f"epoch {epoch} at {size} px", mininterval=5)):
             rate = self.args.learning_rate * self._schedule(epoch, step / len(batches))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            templates = torch.randint(len(self.templates), classes.shape, generator=generator)
-            texts = captions[classes, templates]
+            texts = self.caption_embeddings(generator) if step % self.args.text_every == 0 else texts.detach()
             loss = self.loss(index, size, texts=texts, generator=generator)
             self.optimizer.zero_grad()
             loss.backward()
@@ -201,37 +166,18 @@ class ClipTrainer:
             "size": size,
             "loss": round(total / len(batches), 4),
             "seconds": round(seconds, 1),
-            "images_per_second": round(len(batches) * self.args.batch_size / seconds, 1),
+            "images_per_second": round(len(batches) * batch_size / seconds, 1),
         }
 
-    @torch.no_grad()
-    def caption_embeddings(self) -> Tensor:
-        """Unit-norm embeddings `(classes, templates, projection_dim)` of all captions."""
-        captions = [template.format(name) for name in self.class_names for template in self.templates]
-        embeddings = text_embeddings(self.model, self.tokenizer, captions)
-        return embeddings.view(len(self.class_names), len(self.templates), -1)
-
-    def augment(self, index: Tensor, size: int, *, mix: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random views of training pictures.
-
-        Args:
-            index: int64 `(batch,)`, the training pictures to take.
-            size: side of the views in pixels.
-            mix: whether to blend some batches by CutMix or Mixup.
-            generator: source of the random numbers.
-
-        Returns:
-            Normalized pictures `(batch, 3, size, size)` and targets `(batch, classes)`.
-        """
-        pixels = random_resized_crops(self.images[index], size, generator=generator)
-        pixels = normalize(color_jitter(pixels, strength=0.3, generator=generator))
-        targets = F.one_hot(self.labels[index], len(self.class_names)).float()
-        if torch.rand((), generator=generator) < self.args.mix_probability and mix:
-            return mix_images(pixels, targets, generator=generator)
-        return random_erasing(pixels, probability=0.25, generator=generator), targets
+    def caption_embeddings(self, generator: torch.Generator) -> Tensor:
+        """Unit-norm embeddings `(classes, projection_dim)`, with gradients, of one random caption per class."""
+        choice = torch.randint(len(self.templates), (len(self.class_names),), generator=generator).tolist()
+        captions = [self.templates[i].format(name) for i, name in zip(choice, self.class_names, strict=True)]
+        with self._autocast():
+            return text_embeddings(self.model, self.tokenizer, captions)
 
     def loss(self, index: Tensor, size: int, *, texts: Tensor, generator: torch.Generator) -> Tensor:
-        """Cross entropy of augmented pictures over the captions of all classes, and the regression of the guide.
+        """Cross entropy of augmented pictures over the captions of all classes.
 
         Args:
             index: int64 `(batch,)`, the training pictures to take.
@@ -242,18 +188,17 @@ class ClipTrainer:
         Returns:
             The mean over the batch, a scalar with gradients.
         """
-        args = self.args
-        pixels, targets = self.augment(index, size, mix=True, generator=generator)
-        pixels, targets = pixels.to(args.device), targets.to(args.device)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-            features, guide_logits = self._guide(pixels)
-            targets = targets.lerp(guide_logits.float().softmax(1), args.guide_share)
-            output = self.model.vision_model(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
-            embeddings = F.normalize(self.model.visual_projection(output.pooler_output), dim=-1)
-            logits = self.model.logit_scale.exp() * embeddings @ texts.T
-            hints = self.hint(output.hidden_states[GUIDED_LAYER][:, 1:])
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=args.label_smoothing)
-        return loss + args.hint_weight * hint_loss(hints.float(), features.float())
+        pixels = random_resized_crops(self.images[index], size, generator=generator)
+        pixels = normalize(color_jitter(pixels, strength=0.3, generator=generator))
+        targets = F.one_hot(self.labels[index], len(self.class_names)).float()
+        if torch.rand((), generator=generator) < self.args.mix_probability:
+            pixels, targets = mix_images(pixels, targets, generator=generator)
+        else:
+            pixels = random_erasing(pixels, probability=0.25, generator=generator)
+        with self._autocast():
+            cosines = image_embeddings(self.model, pixels.to(self.model.device)) @ texts.T
+            logits = self.model.logit_scale.exp() * cosines
+        return F.cross_entropy(logits.float(), targets.to(logits.device), label_smoothing=self.args.label_smoothing)
 
     def evaluate(self, size: int) -> dict[str, dict[str, float]]:
         """Accuracies of the averaged weights on both validation splits, at pictures of `size` pixels."""
@@ -279,8 +224,6 @@ class ClipTrainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
-            "guide": self.guide.state_dict(),
-            "hint": self.hint.state_dict(),
             "history": self.history,
         }
         torch.save(state, path.with_suffix(".tmp"))
@@ -292,36 +235,23 @@ class ClipTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.guide.load_state_dict(state["guide"])
-        self.hint.load_state_dict(state["hint"])
         self.history = state["history"]
 
-    @torch.no_grad()
-    def _guide(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        if pixels.shape[-1] != GUIDE_SIZE:
-            pixels = F.interpolate(pixels, (GUIDE_SIZE, GUIDE_SIZE), mode="bilinear", antialias=True)
-        return self.guide(pixels.contiguous(memory_format=torch.channels_last))
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.args.mixed_precision == "bf16")
 
-    def _batches(self, generator: torch.Generator) -> list[Tensor]:
+    def _epoch_order(self, generator: torch.Generator) -> Tensor:
         photos = balanced_order(self.labels[: self.num_photos], generator=generator)
         num_shapes = len(self.labels) - self.num_photos
         shapes = torch.randperm(num_shapes, generator=generator)[: round(SHAPES_SHARE * self.num_photos)]
         order = torch.cat([photos, shapes + self.num_photos])
-        order, size = order[torch.randperm(len(order), generator=generator)], self.args.batch_size
-        if len(order) < size:
-            raise ValueError(f"an epoch has {len(order)} pictures, less than batch_size {size}; lower batch_size")
-        return [batch for batch in order.split(size) if len(batch) == size]
+        return order[torch.randperm(len(order), generator=generator)]
 
     def _schedule(self, epoch: int, fraction: float) -> float:
         """Warm-up and cosine over the share of the compute (tokens) that is done, as a factor of the peak rate."""
         patch = self.model.config.vision_config.patch_size
         costs = [(size // patch) ** 2 + 1 for size in self.sizes]
         progress = (sum(costs[:epoch]) + fraction * costs[epoch]) / sum(costs)
-        return _warm_up_cosine(progress, WARM_UP)
-
-
-def _warm_up_cosine(progress: float, warm_up: float) -> float:
-    """Linear warm-up to 1 and a half cosine down, at least 0.01; `progress` and `warm_up` are shares of the run."""
-    if progress < warm_up:
-        return max(progress / warm_up, 0.01)
-    return max(0.5 + 0.5 * math.cos(math.pi * (progress - warm_up) / (1 - warm_up)), 0.01)
+        if progress < WARM_UP:
+            return max(progress / WARM_UP, 0.01)
+        return max(0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)), 0.01)
