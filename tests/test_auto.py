@@ -1,8 +1,5 @@
 """Registration with transformers' Auto classes."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, CLIPModel, CLIPVisionModel, conversion_mapping
@@ -46,16 +43,16 @@ def test_the_classes_of_clip_keep_their_own_models():
 
 
 @pytest.mark.parametrize("models_loaded_before", [False, True])
-def test_the_tower_shares_the_key_conversions_of_clip_whenever_it_is_registered(models_loaded_before):
-    code = f"""
-from transformers import conversion_mapping
-if {models_loaded_before}:
-    conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
-import comneck_hf
-built = conversion_mapping._checkpoint_conversion_mapping_cache is not None
-(ours,) = conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel")
-(clips,) = conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
-print(built, repr(ours) == repr(clips), "ComNeckVisionModel" in conversion_mapping.USER_REGISTERED_MAPPINGS)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(models_loaded_before), "True", "True"]
+def test_the_tower_shares_the_key_conversions_of_clip_whenever_it_is_registered(monkeypatch, models_loaded_before):
+    aliases = dict(conversion_mapping._MODEL_TO_CONVERSION_PATTERN)
+    aliases.pop("ComNeckVisionModel", None)
+    monkeypatch.setattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", aliases)
+    monkeypatch.setattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", set())
+    monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", None)
+    if models_loaded_before:
+        assert conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel") is None
+    auto.register()
+    (ours,) = conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel")
+    (clips,) = conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
+    assert repr(ours) == repr(clips)
+    assert {"ComNeckVisionModel"} == conversion_mapping.USER_REGISTERED_MAPPINGS

@@ -109,6 +109,10 @@ class TowerTest(ModelTest):
         self.model_tester.num_hidden_layers -= TOWER["num_skipped_layers"]
         super().test_attention_outputs()
 
+    def test_get_image_features_attentions(self):
+        self.model_tester.num_hidden_layers -= TOWER["num_skipped_layers"]
+        super().test_get_image_features_attentions()
+
     def test_model_get_set_embeddings(self):
         """As transformers' own vision tests: the first layer is no `nn.Embedding` and need not be one."""
         model = self.all_model_classes[0](self.model_tester.get_config())

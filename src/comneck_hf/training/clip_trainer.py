@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import CLIPModel
 
 from comneck_hf.training.clip import (
     WeightAverage,
@@ -44,11 +45,15 @@ class ClipTrainingArguments:
     epochs: list[int] = field(default_factory=lambda: [13, 11, 3], metadata={"help": "epochs per stage"})
     text_steps: int = field(default=100, metadata={"help": "steps of the text tower before the first epoch"})
     text_every: int = field(default=8, metadata={"help": "steps between two updates of the text tower"})
+    train_text: bool = field(default=True, metadata={"help": "train the text tower along with the vision tower"})
+    vision: str | None = field(default=None, metadata={"help": "CLIP whose vision tower to start from"})
     batch_size: int = field(default=64, metadata={"help": "pictures per step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.1, metadata={"help": "weight decay of the matrices"})
     label_smoothing: float = field(default=0.1, metadata={"help": "probability spread over all captions"})
     mix_probability: float = field(default=0.2, metadata={"help": "share of the steps with CutMix or Mixup"})
+    erase_probability: float = field(default=0.25, metadata={"help": "share of the others with an erased part"})
+    smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
     average_decay: float = field(default=0.998, metadata={"help": "decay of the average of the weights"})
     evaluate_every: int = field(default=3, metadata={"help": "epochs between validations"})
     validation_crop: int = field(default=128, metadata={"help": "side of the central crop that is validated"})
@@ -90,6 +95,12 @@ class ClipTrainer:
         self.num_photos = len(photos)
         self.tokenizer = build_tokenizer([t.format(name) for name in self.class_names for t in self.templates])
         self.model = build_clip(self.tokenizer).to(args.device)
+        if args.vision is not None:
+            start = CLIPModel.from_pretrained(args.vision)
+            self.model.vision_model.load_state_dict(start.vision_model.state_dict())
+            self.model.visual_projection.load_state_dict(start.visual_projection.state_dict())
+        for part in (self.model.text_model, self.model.text_projection):
+            part.requires_grad_(args.train_text)
         groups = parameter_groups(self.model, weight_decay=args.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
         self.average = WeightAverage(self.model, decay=args.average_decay)
@@ -188,13 +199,14 @@ class ClipTrainer:
         Returns:
             The mean over the batch, a scalar with gradients.
         """
-        pixels = random_resized_crops(self.images[index], size, generator=generator)
+        scale = (self.args.smallest_crop, 1.0)
+        pixels = random_resized_crops(self.images[index], size, generator=generator, scale=scale)
         pixels = normalize(color_jitter(pixels, strength=0.3, generator=generator))
         targets = F.one_hot(self.labels[index], len(self.class_names)).float()
         if torch.rand((), generator=generator) < self.args.mix_probability:
             pixels, targets = mix_images(pixels, targets, generator=generator)
         else:
-            pixels = random_erasing(pixels, probability=0.25, generator=generator)
+            pixels = random_erasing(pixels, probability=self.args.erase_probability, generator=generator)
         with self._autocast():
             cosines = image_embeddings(self.model, pixels.to(self.model.device)) @ texts.T
             logits = self.model.logit_scale.exp() * cosines
