@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
+from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import parse_arguments
@@ -47,19 +48,24 @@ class NeckArguments:
     seed: int = 0
 
 
+def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+
+
 def main(args: NeckArguments) -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     set_seed(args.seed)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
-    codec, clip = ElicModel.from_pretrained(args.codec), CLIPModel.from_pretrained(args.clip)
+    codec = ElicModel.from_pretrained(args.codec)
+    clip = CLIPModel.from_pretrained(args.clip).requires_grad_(False).eval().to(accelerator.device)
     model = ComNeckModel.from_codec_and_clip(
         codec,
         clip,
         scenario=args.scenario,
         quality=args.quality,
         num_skipped_layers=args.num_skipped_layers,
-        keep_clip_stem=True,
     )
     model.requires_grad_(False)
     model.vision_model.neck.requires_grad_(True)
@@ -91,7 +97,7 @@ def main(args: NeckArguments) -> None:
         pixel_values = color_jitter(crops, strength=0.3, generator=generator).to(accelerator.device)
         with torch.no_grad():
             small = F.interpolate(pixel_values, (clip_size, clip_size), mode="bicubic", antialias=True).clamp(0, 1)
-            teacher = network.visual_projection(network.vision_model(normalize(small)).pooler_output)
+            teacher = clip.get_image_features(normalize(small)).pooler_output
         with accelerator.autocast():
             image_embeds = model(pixel_values=pixel_values).image_embeds
         loss, metrics = surrogate_loss(
@@ -117,7 +123,9 @@ def main(args: NeckArguments) -> None:
         resume=args.resume_from_checkpoint,
     )
     output = Path(args.output_dir)
-    network.eval().save_pretrained(output / "model")
+    network.eval().save_pretrained(output / "model", state_dict=half_precision(network))
+    size = {"height": codec_size, "width": codec_size}
+    ComNeckImageProcessor(size={"shortest_edge": codec_size}, crop_size=size).save_pretrained(output / "model")
     (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
 
 

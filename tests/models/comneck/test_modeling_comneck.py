@@ -2,15 +2,24 @@
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoModel,
     CLIPVisionModelWithProjection,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    pipeline,
 )
 
-from comneck_hf import ComNeckConfig, ComNeckModel, ComNeckVisionModel, ElicModel
+from comneck_hf import (
+    ComNeckConfig,
+    ComNeckImageProcessor,
+    ComNeckImageProcessorPil,
+    ComNeckModel,
+    ComNeckVisionModel,
+    ElicModel,
+)
 
 
 @pytest.fixture
@@ -227,3 +236,14 @@ def test_the_whole_model_is_a_tower_for_llava(comneck, picture, latents, tmp_pat
     assert type(reloaded.model.vision_tower) is ComNeckModel
     with torch.no_grad():
         assert torch.equal(reloaded(input_ids=input_ids, pixel_values=picture).logits, logits)
+
+
+def test_the_feature_extraction_pipeline_runs_from_a_saved_folder(comneck, tmp_path):
+    model = comneck()
+    model.save_pretrained(tmp_path)
+    ComNeckImageProcessorPil(size={"shortest_edge": 64}, crop_size=64).save_pretrained(tmp_path)
+    photo = Image.linear_gradient("L").resize((90, 70)).convert("RGB")
+    features = pipeline("image-feature-extraction", model=str(tmp_path))(photo, pool=True, return_tensors=True)
+    pixel_values = ComNeckImageProcessor(size={"shortest_edge": 64}, crop_size=64)(photo, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(features, model(**pixel_values).pooler_output)

@@ -168,6 +168,18 @@ def test_saving_and_loading_keeps_every_bit(tiny_codec, pictures, tmp_path):
         assert torch.equal(codec.decompress(bitstreams), expected)
 
 
+def test_a_server_needs_neither_g_a_nor_g_s(tiny_codec, pictures, tmp_path):
+    expected, bitstreams = tiny_codec.encode(pictures).latents, tiny_codec.compress(pictures)
+    tiny_codec.save_pretrained(tmp_path)
+    server = ElicModel.from_pretrained(tmp_path, build_analysis=False, build_synthesis=False)
+    assert not [name for name, _ in server.named_parameters() if name.startswith(("g_a", "g_s", "h_a"))]
+    assert torch.equal(server.decompress(bitstreams), expected)
+    with pytest.raises(ValueError, match="build_synthesis=False"):
+        server.decode(expected)
+    with pytest.raises(ValueError, match="build_analysis=False"):
+        server.compress(pictures)
+
+
 def test_casting_keeps_the_integers(tiny_codec, pictures):
     expected = tiny_codec.encode(pictures).latents
     bitstreams = tiny_codec.compress(pictures)

@@ -257,7 +257,7 @@ class ComNeckModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves a complete model: the codec derives its integer networks and coding tables where it has none."""
         if self.codec is not None:
-            self.codec._refresh_exact()
+            self.codec.update_tables()
         super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple

@@ -28,6 +28,10 @@ class ElicConfig(PreTrainedConfig):
         Rate-distortion trade-off this codec was trained for, on `255^2 * MSE + bpp`.
     quality (`int`, *optional*):
         Operating point, 1 (smallest files) to 4.
+    build_analysis (`bool`, *optional*, defaults to `True`):
+        Build `g_a` and `h_a`. A server that only decodes needs neither.
+    build_synthesis (`bool`, *optional*, defaults to `True`):
+        Build `g_s`. A server that never shows pictures, or an edge device, does not need it.
     max_pixels (`int`, *optional*, defaults to 16777216):
         Largest picture (padded height times width) that a bitstream may announce.
     """
@@ -45,6 +49,8 @@ class ElicConfig(PreTrainedConfig):
     coding_table_size: int = 1
     lmbda: float | None = None
     quality: int | None = None
+    build_analysis: bool = True
+    build_synthesis: bool = True
     max_pixels: int = 1 << 24
 
     def validate_channels(self) -> None:

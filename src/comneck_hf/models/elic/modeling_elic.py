@@ -84,6 +84,8 @@ class ElicPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["ElicModel"]
     _keep_in_fp32_modules_strict = ["entropy_bottleneck"]
+    # What else lies in the folders a codec is loaded from: a ComNeck.
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,9 +116,9 @@ class ElicModel(ElicPreTrainedModel):
     def __init__(self, config: ElicConfig) -> None:
         super().__init__(config)
         hidden, latent, kernel = config.hidden_channels, config.latent_channels, config.kernel_size
-        self.g_a = analysis_transform(hidden, latent, kernel)
-        self.g_s = synthesis_transform(hidden, latent, kernel)
-        self.h_a = hyper_analysis(hidden, latent, kernel)
+        self.g_a = analysis_transform(hidden, latent, kernel) if config.build_analysis else None
+        self.g_s = synthesis_transform(hidden, latent, kernel) if config.build_synthesis else None
+        self.h_a = hyper_analysis(hidden, latent, kernel) if config.build_analysis else None
         self.h_s = hyper_synthesis(hidden, latent, kernel)
         groups = list(config.group_channels)
         self.channel_contexts = nn.ModuleList(
@@ -135,6 +137,11 @@ class ElicModel(ElicPreTrainedModel):
         self.entropy_bottleneck = FactorizedPrior(hidden, config.initializer_scale)
         self.exact = ExactElic(config)
         self._weights_moved = False
+        left_out = [r"g_a\.", r"h_a\."] * (not config.build_analysis) + [r"g_s\."] * (not config.build_synthesis)
+        self._keys_to_ignore_on_load_unexpected = [
+            *self._keys_to_ignore_on_load_unexpected,
+            *(rf"^(codec\.)?{part}" for part in left_out),
+        ]
         self.register_load_state_dict_post_hook(_note_missing_integers)
         self.post_init()
 
@@ -153,6 +160,7 @@ class ElicModel(ElicPreTrainedModel):
         if quantization not in ("noise", "ste"):
             raise ValueError(f"`quantization` must be 'noise' or 'ste', got {quantization!r}.")
         height, width = pixel_values.shape[-2:]
+        self._require("build_synthesis")
         self._weights_moved |= self.training and torch.is_grad_enabled()
         y = self.g_a(self._check_pixels(pixel_values))
         z = self.h_a(y)
@@ -212,6 +220,7 @@ class ElicModel(ElicPreTrainedModel):
                 f"`latents` must have shape (batch, {self.config.latent_channels}, height, width), got "
                 f"{tuple(latents.shape)}. They come from `encode(...).latents` or `decompress`."
             )
+        self._require("build_synthesis")
         pixel_values = self.g_s(latents.to(self.dtype)).clamp(0, 1)
         return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
 
@@ -267,7 +276,7 @@ class ElicModel(ElicPreTrainedModel):
         """
         if isinstance(bitstreams, bytes | bytearray | memoryview) or len(bitstreams) == 0:
             raise ValueError("`bitstreams` must be a non-empty list of bytes objects, one per picture.")
-        self._refresh_exact()
+        self.update_tables()
         parsed = [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
         buckets: dict[tuple[int, int], list[int]] = {}
         for index, bitstream in enumerate(parsed):
@@ -298,9 +307,19 @@ class ElicModel(ElicPreTrainedModel):
         derive_exact(self, self._check_pixels(pixel_values))
         self._weights_moved = False
 
+    def update_tables(self) -> None:
+        """Derives integer networks and tables where there are none, or where the float weights were trained since.
+
+        Coding and saving call it; nobody has to.
+        """
+        if self._weights_moved or not self.exact.is_derived:
+            from .quantization_elic import synthetic_pictures
+
+            self.calibrate(synthetic_pictures())
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves a complete codec: integer networks and coding tables are derived first where they are missing."""
-        self._refresh_exact()
+        self.update_tables()
         super().save_pretrained(save_directory, **kwargs)
 
     def aux_loss(self) -> torch.Tensor:
@@ -312,24 +331,24 @@ class ElicModel(ElicPreTrainedModel):
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def _encode_exact(self, pixel_values: torch.Tensor) -> tuple[EncodedLatents, torch.Tensor]:
-        self._refresh_exact()
+        self.update_tables()
         y = self.g_a(self._check_pixels(pixel_values))
         medians = self.entropy_bottleneck.medians.float()[:, None, None]
         z_symbols = (self.h_a(y).float() - medians).round()
         return self.exact.encode(y, z_symbols), z_symbols + medians
 
-    def _refresh_exact(self) -> None:
-        """Derives the integers where there are none, or where the float weights were trained since."""
-        if self._weights_moved or not self.exact.is_derived:
-            from .quantization_elic import synthetic_pictures
-
-            self.calibrate(synthetic_pictures())
-
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         divisor, factor = self.config.size_divisor, self.config.downsampling_factor
         return (height + -height % divisor) // factor, (width + -width % divisor) // factor
 
+    def _require(self, part: str) -> None:
+        if not getattr(self.config, part):
+            raise ValueError(
+                f"This codec was built with `{part}=False` and cannot do this. Load it with `{part}=True`."
+            )
+
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self._require("build_analysis")
         if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
                 f"`pixel_values` must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}. "
