@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel
 
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import parse_arguments
-from comneck_hf.training.data import color_jitter, load_pack, normalize, random_resized_crops
+from comneck_hf.training.data import ImagePack, color_jitter, load_pack, normalize, random_resized_crops
 from comneck_hf.training.loop import Metrics, train_steps
 from comneck_hf.training.losses import surrogate_loss
 from comneck_hf.training.stages import COMNECK_D1, stage_at
@@ -40,6 +41,7 @@ class NeckArguments:
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    num_variants: int = field(default=4, metadata={"help": "augmented crops of each picture, coded once"})
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
     checkpointing_steps: int = 500
@@ -51,6 +53,32 @@ class NeckArguments:
 def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
     return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+
+
+@dataclass
+class CodedPictures:
+    """What the neck learns from: latents `(n, channels, h, w)`, the teacher's embeddings `(n, d)`, classes `(n,)`."""
+
+    latents: torch.Tensor
+    teacher_embeds: torch.Tensor
+    labels: torch.Tensor
+
+
+@torch.no_grad()
+def code_pictures(args: NeckArguments, pack: ImagePack, codec: ElicModel, clip: CLIPModel, side: int) -> CodedPictures:
+    """Codes `num_variants` random crops of every picture. Codec and teacher are frozen, so once is exact."""
+    codec = codec.to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(args.seed)
+    scale, size = (args.smallest_crop, 1.0), clip.config.vision_config.image_size
+    latents, embeds = [], []
+    for _ in range(args.num_variants):
+        for images in tqdm(pack.images.split(64), desc="coding"):
+            crops = random_resized_crops(images, side, generator=generator, scale=scale)
+            pixel_values = color_jitter(crops, strength=0.3, generator=generator).to(clip.device)
+            latents.append(codec.encode(pixel_values).latents.cpu())
+            small = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            embeds.append(clip.get_image_features(normalize(small)).pooler_output.cpu())
+    return CodedPictures(torch.cat(latents), torch.cat(embeds), pack.labels.repeat(args.num_variants))
 
 
 def main(args: NeckArguments) -> None:
@@ -85,28 +113,21 @@ def main(args: NeckArguments) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)
     network = accelerator.unwrap_model(model)
-    codec_size = network.config.codec_config.downsampling_factor * network.config.vision_config.latent_grid[0]
-    clip_size = network.config.vision_config.image_size
+    side = network.config.image_size
+    coded = code_pictures(args, pack, network.codec, clip, side)
 
     def step(index: int) -> Metrics:
-        stage = stage_at(COMNECK_D1, index / args.steps)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + index)
-        chosen = torch.randint(len(pack.images), (args.batch_size,), generator=generator)
-        scale = (args.smallest_crop, 1.0)
-        crops = random_resized_crops(pack.images[chosen], codec_size, generator=generator, scale=scale)
-        pixel_values = color_jitter(crops, strength=0.3, generator=generator).to(accelerator.device)
-        with torch.no_grad():
-            small = F.interpolate(pixel_values, (clip_size, clip_size), mode="bicubic", antialias=True).clamp(0, 1)
-            teacher = clip.get_image_features(normalize(small)).pooler_output
+        chosen = torch.randint(len(coded.latents), (args.batch_size,), generator=generator)
         with accelerator.autocast():
-            image_embeds = model(pixel_values=pixel_values).image_embeds
+            image_embeds = model(latents=coded.latents[chosen].to(accelerator.device)).image_embeds
         loss, metrics = surrogate_loss(
             image_embeds.float(),
-            teacher.float(),
-            pack.labels[chosen].to(accelerator.device),
+            coded.teacher_embeds[chosen].to(accelerator.device),
+            coded.labels[chosen].to(accelerator.device),
             weights.to(accelerator.device),
             logit_scale=clip.logit_scale.exp().item(),
-            stage=stage,
+            stage=stage_at(COMNECK_D1, index / args.steps),
         )
         accelerator.backward(loss)
         optimizer.step()
@@ -124,8 +145,8 @@ def main(args: NeckArguments) -> None:
     )
     output = Path(args.output_dir)
     network.eval().save_pretrained(output / "model", state_dict=half_precision(network))
-    size = {"height": codec_size, "width": codec_size}
-    ComNeckImageProcessor(size={"shortest_edge": codec_size}, crop_size=size).save_pretrained(output / "model")
+    crop_size = {"height": side, "width": side}
+    ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(output / "model")
     (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
 
 
