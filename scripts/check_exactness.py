@@ -34,7 +34,8 @@ class Arguments:
     tiny_pictures: str = field(metadata={"help": "caltech101_144, for the tiny codec"})
     codec: str = field(default="runs/reference-codec", metadata={"help": "full-width codec, trained when missing"})
     tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "packaged model or folder"})
-    count: int = field(default=1008, metadata={"help": "pictures for each codec"})
+    count: int = field(default=240, metadata={"help": "pictures for the full-width codec"})
+    tiny_count: int = field(default=1008, metadata={"help": "pictures for the tiny codec"})
     compressai_count: int = field(default=96, metadata={"help": "pictures for CompressAI at each size"})
     processes: int = field(default=2, metadata={"help": "worker processes at a time"})
     output: str = "results/exactness.json"
@@ -51,7 +52,7 @@ def main(args: Arguments) -> None:
     load_reference_codec(args.codec, args.pictures)
     tiny = args.tiny_codec if Path(args.tiny_codec).exists() else comneck_hf.pretrained(args.tiny_codec)
     cases = {
-        "tiny": (tiny, pictures_128(args.tiny_pictures, split="train", start=0, count=args.count)),
+        "tiny": (tiny, pictures_128(args.tiny_pictures, split="train", start=0, count=args.tiny_count)),
         "full_width": (
             args.codec,
             pictures_128(args.pictures, split="train", start=TRAINING_PICTURES, count=args.count),
@@ -61,7 +62,7 @@ def main(args: Arguments) -> None:
     report = {"machine": describe_machine(), "settings": [asdict(setting) for setting in settings], "codecs": {}}
     for name, (codec, pictures) in cases.items():
         for system, encoders, decoders, count in (
-            ("comneck_hf", settings, settings, args.count),
+            ("comneck_hf", settings, settings, len(pictures)),
             ("compressai", [REFERENCE], for_compressai(settings), args.compressai_count),
         ):
             begin = time.monotonic()

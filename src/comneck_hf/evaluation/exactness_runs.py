@@ -25,7 +25,7 @@ from .exactness import ISA_ENVIRONMENT, Comparison, Setting, Share, applied, chu
 
 
 SYSTEMS = ("comneck_hf", "compressai")
-_SETTINGS_PER_JOB = 4
+_SETTINGS_PER_JOB = 6
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..coding.bitstream import Bitstream
-from ..coding.tables import SCALE_TABLE, ideal_bits
+from ..coding.tables import ideal_bits
+from ..models.elic.exact_elic import SCALE_UNIT
 from ..models.elic.modeling_elic import ElicModel
 
 
@@ -69,7 +70,7 @@ def picture_size(codec: ElicModel, picture: torch.Tensor) -> PictureSize:
     z_symbols, z_indexes = (part[:, : z.numel()].numpy() for part in (encoded.symbols, encoded.indexes))
     symbols, indexes = (part[:, z.numel() :].numpy() for part in (encoded.symbols, encoded.indexes))
     float_symbols = (outputs.latents - means).round().to(torch.int64).cpu().numpy()
-    float_indexes = torch.bucketize(scales.cpu(), torch.tensor(SCALE_TABLE[:-1])).numpy()
+    float_indexes = torch.bucketize(scales.cpu(), codec.exact.thresholds.cpu() / SCALE_UNIT).numpy()
     z_bits = ideal_bits(z_symbols, z_indexes, tables)
     return PictureSize(
         pixels=height * width,

@@ -1,5 +1,7 @@
 """Derives ELIC's integer networks and coding tables from its float networks (post-training quantization)."""
 
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,7 +71,9 @@ def derive_exact(codec: ElicModel, pixel_values: torch.Tensor) -> None:
             ActivationRange.concatenate(sources),
             ranges,
         )
-    exact.thresholds.copy_(torch.tensor([int(scale * SCALE_UNIT) for scale in SCALE_TABLE[:-1]]))
+    # Nearest level on a log scale; the next larger one, as usual, costs 0.1 to 1.6 % more bits.
+    middles = [math.sqrt(low * high) for low, high in itertools.pairwise(SCALE_TABLE)]
+    exact.thresholds.copy_(torch.tensor([int(scale * SCALE_UNIT) for scale in middles]))
     exact.tables.set(concatenate([gaussian_tables(), prior_tables(codec.entropy_bottleneck)]))
     codec.config.coding_table_size = exact.tables.cdfs.numel()
 
