@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -33,10 +34,11 @@ CLASSES = ("cup", "wild cat", "motorbike")
 
 @pytest.fixture(autouse=True)
 def transformers_logging():
-    """The command silences transformers; other tests may want to hear it."""
-    verbosity = logging.get_verbosity()
+    """The command silences the libraries; other tests may want to hear them."""
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
+    hub_logging.set_verbosity(hub_verbosity)
     logging.enable_progress_bar()
 
 

@@ -314,12 +314,14 @@ def env(as_json: JsonOption = False) -> None:
 
 
 def _placement(device: str, dtype: Dtype) -> dict[str, Any]:
-    """Keyword arguments for loading; silences transformers, whose messages are not for users of a command."""
+    """Keyword arguments for loading; silences the libraries, whose messages are not for users of a command."""
     import torch
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     from .loading import resolve_device
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -127,7 +127,8 @@ def _run(job: Job) -> None:
     path = Path(job.folder) / f"{job.stage}-{numbers}.json"
     job.save(path)
     isa = next(iter(job.settings.values())).isa
-    environment = {**os.environ, **ISA_ENVIRONMENT[isa], "TQDM_DISABLE": "1"}
+    # Threads that wait must not spin: several workers share the cores
+    environment = {**os.environ, **ISA_ENVIRONMENT[isa], "OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1"}
     started = -1
     while True:
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]

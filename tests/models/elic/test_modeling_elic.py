@@ -251,6 +251,13 @@ def test_inputs_that_are_no_bitstreams_are_refused(tiny_codec):
         tiny_codec(torch.zeros(1, 3, 64, 64), quantization="hard")
 
 
+def test_pictures_that_no_decoder_would_accept_are_not_coded(tiny_codec, pictures):
+    codec = copy.deepcopy(tiny_codec)
+    codec.config.max_pixels = 128 * 128 - 1
+    with pytest.raises(ValueError, match="more than `max_pixels`"):
+        codec.compress(pictures)
+
+
 def test_a_flipped_bit_anywhere_is_reported(tiny_codec, pictures):
     (bitstream,) = tiny_codec.compress(pictures[:1])
     for position in range(len(bitstream)):

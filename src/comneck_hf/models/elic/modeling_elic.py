@@ -252,8 +252,13 @@ class ElicModel(ElicPreTrainedModel):
         """
         bitstreams: list[bytes] = []
         for pictures in _batches_of_one_size(pixel_values):
-            encoded, _ = self._encode_exact(pictures)
             height, width = pictures.shape[-2:]
+            if height * width > self.config.max_pixels:
+                raise ValueError(
+                    f"A picture of {height}x{width} has more than `max_pixels` = {self.config.max_pixels} pixels, and "
+                    "no decoder of this model would accept it. Make it smaller or raise `config.max_pixels`."
+                )
+            encoded, _ = self._encode_exact(pictures)
             bitstreams += [
                 Bitstream(self.exact.fingerprint, height, width, payload).pack()
                 for payload in self.exact.pack(encoded)

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+from transformers import logging
+from typer.testing import CliRunner
+
+from comneck_hf.cli import app
+from comneck_hf.demo import demo_photograph
+
+
+FACES = {"face", "face close-up"}
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    """`demo`, `encode` and `classify` as users first run them: packaged weights, packaged photograph, no options."""
+    folder, verbosity = tmp_path_factory.mktemp("demo"), logging.get_verbosity()
+    commands = {
+        "demo": ["demo", "--json", "-o", str(folder / "figure.png")],
+        "encode": ["encode", str(demo_photograph()), "-o", str(folder), "--json"],
+        "classify": ["classify", str(folder / "astronaut.cnk"), "--json"],
+    }
+    results = {}
+    for name, arguments in commands.items():
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        results[name] = json.loads(result.stdout)
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+    return results
+
+
+def test_the_photograph_is_the_crop_that_its_readme_states():
+    picture = np.array(Image.open(demo_photograph()))
+    assert np.array_equal(picture, data.astronaut()[0:176, 140:316])
+    readme = demo_photograph().with_name("README.md").read_text()
+    assert "columns 140\nto 315 and rows 0 to 175" in readme and "public domain" in readme
+
+
+def test_the_packaged_demo_sees_a_face_three_ways(packaged):
+    labels = packaged["demo"]["labels"]
+    assert list(labels) == ["original", "decoded", "latents"]
+    assert all(rows[0]["label"] in FACES for rows in labels.values())
+
+
+def test_the_packaged_codec_beats_jpeg_on_the_photograph(packaged):
+    demo = packaged["demo"]
+    assert demo["jpeg_at_equal_psnr"]["ratio"] > 1.5
+    assert demo["jpeg_at_equal_bytes"]["psnr"] < demo["psnr"]
+    assert Path(demo["figure"]).stat().st_size > 10_000
+
+
+def test_encode_and_classify_agree_with_the_packaged_demo(packaged):
+    assert packaged["encode"][0]["bytes"] == packaged["demo"]["bytes"]
+    assert packaged["classify"][0]["labels"][:3] == packaged["demo"]["labels"]["latents"]
