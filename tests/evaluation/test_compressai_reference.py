@@ -80,7 +80,6 @@ def test_its_bitstreams_give_its_latents(codec, pixel_values):
     bitstreams = other.compress(pixel_values)
     latents = other.encode(pixel_values).latents
     assert torch.equal(other.decompress(bitstreams), latents)
-    assert torch.equal(other.decompress(bitstreams[1:]), latents[1:])
     torch.testing.assert_close(latents, forward(other.model, pixel_values)[0], atol=1e-4, rtol=0)
 
 
