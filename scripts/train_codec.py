@@ -4,30 +4,26 @@ python scripts/train_codec.py configs/comneck-tiny-codec-q2.yaml --data DATA/cal
     --shapes_data DATA/easy_vqa --output_dir runs/codec-q2
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from transformers import get_cosine_schedule_with_warmup
 
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
-from comneck_hf.training.arguments import parse_arguments
+from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.data import load_pack, load_shapes_pack, random_crops
 from comneck_hf.training.initialization import init_transforms_from_images
-from comneck_hf.training.loop import Metrics, train_steps
+from comneck_hf.training.loop import Metrics, prepare_run, train_steps
 from comneck_hf.training.losses import rate_distortion_loss
 
 
-@dataclass
-class CodecArguments:
+@dataclass(kw_only=True)
+class CodecArguments(RunArguments):
     """Widths, recipe and paths of one codec training."""
 
     data: str = field(metadata={"help": "image data set with the splits train and validation"})
-    output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
     codec: str | None = field(default=None, metadata={"help": "codec to start from, instead of from the pictures"})
     shapes_data: str | None = field(default=None, metadata={"help": "easy-VQA pack, mixed in"})
     shapes_share: float = field(default=0.05, metadata={"help": "share of the pictures taken from shapes_data"})
@@ -50,11 +46,6 @@ class CodecArguments:
     learning_rate: float = 5e-4
     aux_learning_rate: float = 1e-2
     max_grad_norm: float = 1.0
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
-    checkpointing_steps: int = 500
-    resume_from_checkpoint: bool = False
-    num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
-    seed: int = 0
 
 
 def build_model(args: CodecArguments) -> ElicModel:
@@ -64,10 +55,7 @@ def build_model(args: CodecArguments) -> ElicModel:
 
 
 def main(args: CodecArguments) -> None:
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    set_seed(args.seed)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = prepare_run(args)
     train_images = load_pack(args.data, "train").images
     shapes = (
         load_shapes_pack(args.shapes_data, "train", size=train_images.shape[-1]).images if args.shapes_data else None
@@ -78,6 +66,7 @@ def main(args: CodecArguments) -> None:
         init_transforms_from_images(model, sample, args.lmbda)
     else:
         model = ElicModel.from_pretrained(args.codec).to(memory_format=torch.channels_last)
+        model.config.update({"lmbda": args.lmbda, "quality": args.quality})
     quantiles = [model.entropy_bottleneck.quantiles]
     main_parameters = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
     optimizer = torch.optim.AdamW(main_parameters, lr=args.learning_rate, weight_decay=0.0)
@@ -108,18 +97,9 @@ def main(args: CodecArguments) -> None:
         scheduler.step()
         return metrics
 
-    log = train_steps(
-        accelerator,
-        args.steps,
-        step,
-        output_dir=args.output_dir,
-        checkpointing_steps=args.checkpointing_steps,
-        resume=args.resume_from_checkpoint,
-    )
-    output = Path(args.output_dir)
+    train_steps(accelerator, step, args)
     network.eval().calibrate(sample[:64, :, :128, :128])
-    network.save_pretrained(output / "model")
-    (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
+    network.save_pretrained(Path(args.output_dir) / "model")
 
 
 if __name__ == "__main__":

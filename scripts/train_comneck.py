@@ -4,55 +4,39 @@ python scripts/train_comneck.py configs/comneck-tiny-d1-q2.yaml --data DATA/calt
     --codec runs/codec/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/comneck-d1-q2
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPModel
 
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
-from comneck_hf.training.arguments import parse_arguments
-from comneck_hf.training.data import ImagePack, color_jitter, load_pack, normalize, random_resized_crops
-from comneck_hf.training.loop import Metrics, train_steps
+from comneck_hf.training.arguments import RunArguments, parse_arguments
+from comneck_hf.training.data import load_pack
+from comneck_hf.training.latents import Augmentation, coded_latents, teacher_embeddings
+from comneck_hf.training.loop import Metrics, prepare_run, train_steps
 from comneck_hf.training.losses import surrogate_loss
 from comneck_hf.training.stages import COMNECK_D1, stage_at
 from comneck_hf.training.zero_shot import load_class_prompts, zero_shot_weights
 
 
-@dataclass
-class NeckArguments:
+@dataclass(kw_only=True)
+class NeckArguments(RunArguments):
     """Parts, recipe and paths of one neck training."""
 
     data: str = field(metadata={"help": "labelled image data set with a train split"})
     codec: str = field(metadata={"help": "folder or Hub id of the trained codec"})
     clip: str = field(metadata={"help": "folder or Hub id of the CLIP, with zero_shot.json"})
-    output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
+    coded_dir: str | None = field(default=None, metadata={"help": "keeps the latents, by default OUTPUT_DIR/coded"})
     scenario: str = "d1"
     quality: int = 2
     num_skipped_layers: int = 2
-    steps: int = 6000
     batch_size: int = 32
-    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     num_variants: int = field(default=4, metadata={"help": "augmented crops of each picture, coded once"})
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
-    checkpointing_steps: int = 500
-    resume_from_checkpoint: bool = False
-    num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
-    seed: int = 0
-
-
-def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
-    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
 
 
 @dataclass
@@ -62,34 +46,38 @@ class CodedPictures:
     latents: torch.Tensor
     teacher_embeds: torch.Tensor
     labels: torch.Tensor
+    zero_shot_weights: torch.Tensor
+
+    def batch(self, size: int, *, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, embeddings and classes of `size` random pictures."""
+        chosen = torch.randint(len(self.latents), (size,), generator=torch.Generator().manual_seed(seed))
+        parts = (self.latents, self.teacher_embeds, self.labels)
+        return tuple(part[chosen].to(device) for part in parts)
 
 
-@torch.no_grad()
-def code_pictures(args: NeckArguments, pack: ImagePack, codec: ElicModel, clip: CLIPModel, side: int) -> CodedPictures:
+def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+
+
+def code_pictures(args: NeckArguments, codec: ElicModel, clip: CLIPModel, side: int) -> CodedPictures:
     """Codes `num_variants` random crops of every picture. Codec and teacher are frozen, so once is exact."""
-    codec = codec.to(memory_format=torch.channels_last)
-    generator = torch.Generator().manual_seed(args.seed)
-    scale, size = (args.smallest_crop, 1.0), clip.config.vision_config.image_size
-    latents, embeds = [], []
-    for _ in range(args.num_variants):
-        for images in tqdm(pack.images.split(64), desc="coding"):
-            crops = random_resized_crops(images, side, generator=generator, scale=scale)
-            pixel_values = color_jitter(crops, strength=0.3, generator=generator).to(clip.device)
-            latents.append(codec.encode(pixel_values).latents.cpu())
-            small = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-            embeds.append(clip.get_image_features(normalize(small)).pooler_output.cpu())
-    return CodedPictures(torch.cat(latents), torch.cat(embeds), pack.labels.repeat(args.num_variants))
+    pack = load_pack(args.data, "train")
+    prompts, tokenizer = load_class_prompts(args.clip), AutoTokenizer.from_pretrained(args.clip)
+    augmentation = Augmentation(side, args.num_variants, smallest_crop=args.smallest_crop, seed=args.seed)
+    return CodedPictures(
+        coded_latents(codec, pack, augmentation, args.coded_dir or Path(args.output_dir) / "coded"),
+        teacher_embeddings(clip, pack, augmentation),
+        pack.labels.repeat(args.num_variants),
+        zero_shot_weights(clip, tokenizer, class_names=pack.class_names, templates=prompts.templates).to(clip.device),
+    )
 
 
 def main(args: NeckArguments) -> None:
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    set_seed(args.seed)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
-    codec = ElicModel.from_pretrained(args.codec)
+    accelerator = prepare_run(args)
     clip = CLIPModel.from_pretrained(args.clip).requires_grad_(False).eval().to(accelerator.device)
     model = ComNeckModel.from_codec_and_clip(
-        codec,
+        ElicModel.from_pretrained(args.codec),
         clip,
         scenario=args.scenario,
         quality=args.quality,
@@ -97,11 +85,6 @@ def main(args: NeckArguments) -> None:
     )
     model.requires_grad_(False)
     model.vision_model.neck.requires_grad_(True)
-    pack, prompts = load_pack(args.data, "train"), load_class_prompts(args.clip)
-    class_names = list(pack.class_names)
-    weights = zero_shot_weights(
-        clip, AutoTokenizer.from_pretrained(args.clip), class_names=class_names, templates=prompts.templates
-    )
     optimizer = torch.optim.AdamW(
         model.vision_model.neck.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay
     )
@@ -114,18 +97,19 @@ def main(args: NeckArguments) -> None:
     accelerator.register_for_checkpointing(scheduler)
     network = accelerator.unwrap_model(model)
     side = network.config.image_size
-    coded = code_pictures(args, pack, network.codec, clip, side)
+    coded = code_pictures(args, network.codec, clip, side)
 
     def step(index: int) -> Metrics:
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + index)
-        chosen = torch.randint(len(coded.latents), (args.batch_size,), generator=generator)
+        latents, teacher_embeds, labels = coded.batch(
+            args.batch_size, seed=args.seed * 1_000_003 + index, device=accelerator.device
+        )
         with accelerator.autocast():
-            image_embeds = model(latents=coded.latents[chosen].to(accelerator.device)).image_embeds
+            image_embeds = model(latents=latents).image_embeds
         loss, metrics = surrogate_loss(
             image_embeds.float(),
-            coded.teacher_embeds[chosen].to(accelerator.device),
-            coded.labels[chosen].to(accelerator.device),
-            weights.to(accelerator.device),
+            teacher_embeds,
+            labels,
+            coded.zero_shot_weights,
             logit_scale=clip.logit_scale.exp().item(),
             stage=stage_at(COMNECK_D1, index / args.steps),
         )
@@ -135,19 +119,11 @@ def main(args: NeckArguments) -> None:
         scheduler.step()
         return metrics
 
-    log = train_steps(
-        accelerator,
-        args.steps,
-        step,
-        output_dir=args.output_dir,
-        checkpointing_steps=args.checkpointing_steps,
-        resume=args.resume_from_checkpoint,
-    )
-    output = Path(args.output_dir)
-    network.eval().save_pretrained(output / "model", state_dict=half_precision(network))
+    train_steps(accelerator, step, args)
+    output = Path(args.output_dir) / "model"
+    network.eval().save_pretrained(output, state_dict=half_precision(network))
     crop_size = {"height": side, "width": side}
-    ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(output / "model")
-    (output / "log.json").write_text(json.dumps({"config": asdict(args), "log": log}, indent=1))
+    ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(output)
 
 
 if __name__ == "__main__":

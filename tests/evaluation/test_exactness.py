@@ -107,8 +107,10 @@ def test_processes_limited_to_older_cpus_code_the_same(codec_folder, crops, tmp_
 def test_a_changed_latent_is_counted(codec_folder, shares):
     latents = shares[0].latents.clone()
     latents[0, 3, 2, 1] += 1 / 64
+    latents[1, 0, 0, :2] -= 1
     comparison = decoded(codec_folder, Share(shares[0].bitstreams, latents), REFERENCE)
-    assert (comparison.differing_pictures, comparison.differing_latents, comparison.errors) == (1, 1, 0)
+    assert (comparison.differing_pictures, comparison.differing_latents, comparison.errors) == (2, 3, 0)
+    assert comparison.wrong_pictures == 1
     assert not comparison.is_exact
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +11,13 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PilImage
+from transformers import CLIPModel
 
+import comneck_hf
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
-from comneck_hf.training.arguments import parse_arguments
+from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.loop import train_steps
 
 
@@ -64,8 +68,8 @@ def test_an_interrupted_codec_training_ends_in_the_same_weights(data_folder, tmp
 
     original = script.train_steps
 
-    def stop_early(accelerator, num_steps, step, **options):
-        original(accelerator, 3, step, **options)
+    def stop_early(accelerator, step, args):
+        original(accelerator, step, replace(args, steps=3))
         raise KeyboardInterrupt
 
     script.train_steps = stop_early
@@ -87,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         return {"loss": float("nan") if index == 5 else 1.0}
 
     with pytest.raises(RuntimeError, match="not finite at step 5"):
-        train_steps(accelerator, 10, step, output_dir=tmp_path, checkpointing_steps=2)
+        train_steps(accelerator, step, RunArguments(output_dir=str(tmp_path), steps=10, checkpointing_steps=2))
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 4
     accelerator.load_state(str(tmp_path / "checkpoint"))
     assert torch.equal(model.weight, torch.full((2, 2), 3.0))
@@ -103,3 +107,28 @@ def test_flags_override_the_file_and_unknown_keys_are_refused(tmp_path):
     config.write_text("step: 7\n")
     with pytest.raises(ValueError, match=r"unknown keys \['step'\]"):
         parse_arguments(script.NeckArguments, words)
+
+
+def test_the_neck_training_changes_only_the_neck(data_folder, tmp_path):
+    script, codec_script = load_script("train_comneck"), load_script("train_codec")
+    config = tmp_path / "codec.yaml"
+    config.write_text(WIDTHS + "steps: 2\nbatch_size: 2\nfinal_batch_size: 1\n")
+    words = [str(config), "--data", str(data_folder), "--output_dir", str(tmp_path / "codec")]
+    codec_script.main(parse_arguments(codec_script.CodecArguments, words))
+    clip = comneck_hf.pretrained("comneck-tiny-clip")
+    words = ["--data", str(data_folder), "--codec", str(tmp_path / "codec" / "model"), "--clip", str(clip)]
+    words += ["--output_dir", str(tmp_path / "neck"), "--steps", "3", "--batch_size", "4", "--num_variants", "2"]
+    log_file = tmp_path / "log.json"
+    script.main(parse_arguments(script.NeckArguments, [*words, "--log_file", str(log_file)]))
+    log = json.loads(log_file.read_text())
+    assert log["config"]["num_variants"] == 2
+    assert log["log"][0]["distillation"] > 0
+    model = ComNeckModel.from_pretrained(tmp_path / "neck" / "model")
+    codec = ElicModel.from_pretrained(tmp_path / "codec" / "model")
+    picture = synthetic_pictures(128, 1)
+    assert model.compress(picture) == codec.compress(picture)
+    untrained = ComNeckModel.from_codec_and_clip(codec, CLIPModel.from_pretrained(clip), num_skipped_layers=2)
+    kept, trained = untrained.state_dict(), model.state_dict()
+    changed = {name for name in kept if not torch.equal(kept[name].half().float(), trained[name].float())}
+    assert changed
+    assert all(".neck." in name for name in changed if kept[name].is_floating_point())

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -52,7 +53,7 @@ def make_pack(count: int, *, size: int = 20) -> ImagePack:
 
 
 def make_trainer(*, trainer_class: type[ClipTrainer] = ClipTrainer, **settings: object) -> ClipTrainer:
-    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "text_every": 2}
+    values = {"resolutions": [28, 56], "epochs": [2, 1], "batch_size": 16, "text_steps": 2, "guide_epochs": 1}
     args = ClipTrainingArguments(
         **(values | {"average_decay": 0.5, "evaluate_every": 2, "validation_crop": 16} | settings)
     )
@@ -214,10 +215,27 @@ def test_evaluation_counts_right_pictures(model, tokenizer):
 
 
 def test_training_learns_colors(tmp_path):
-    trainer = make_trainer(epochs=[8, 1], learning_rate=2e-3, text_steps=8, mix_probability=0.0)
+    trainer = make_trainer(epochs=[8, 1], learning_rate=2e-3, text_steps=8, guide_epochs=4, mix_probability=0.0)
     history = trainer.train(tmp_path)
-    assert history[-1]["loss"] < history[0]["loss"] - 0.3
-    assert history[-1]["photos"]["top1"] > 40  # chance is 17
+    guide = [entry for entry in history if "guide_epoch" in entry]
+    tower = [entry for entry in history if "epoch" in entry]
+    assert [len(guide), len(tower)] == [4, 9]
+    assert guide[-1]["photos"]["top1"] > 40  # chance is 17
+    assert tower[-1]["loss"] < tower[0]["loss"] - 0.3
+    assert tower[-1]["photos"]["top1"] > 40
+
+
+def test_the_text_tower_and_the_guide_stay_as_they_were_while_the_vision_tower_learns(tmp_path):
+    trainer = make_trainer(epochs=[1, 0])
+    trainer.train_text()
+    trainer.train_guide()
+    model, guide = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.guide.state_dict())
+    trainer.train_epoch(0)
+    for name, tensor in trainer.model.state_dict().items():
+        if name.startswith("text_"):
+            assert torch.equal(tensor, model[name]), name
+    assert not torch.equal(trainer.model.visual_projection.weight, model["visual_projection.weight"])
+    assert all(torch.equal(tensor, guide[name]) for name, tensor in trainer.guide.state_dict().items())
 
 
 class InterruptedTrainer(ClipTrainer):

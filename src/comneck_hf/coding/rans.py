@@ -40,14 +40,14 @@ _LOW_BITS = 24
 _LOW = 2**_LOW_BITS
 _STATE_BITS = _LOW_BITS + 16
 _MAX_WORDS = 3  # words that coding one symbol can emit: the symbol, an escape's side and magnitude, its lower bits
-_MIXED = np.int64(-(2**63))
+_BUCKET_BITS = 11  # of a slot's lower bits: 32 buckets a table keep the decoder's memory small, so that it stays cached
 _PARALLEL_SYMBOLS = 2**15  # below, handing work to a thread takes longer than doing it
 
 # Columns of the decoder's memory, one int64 row per picture.
 _STATE, _POSITION, _END, _SUM, _SUM_OF_SUMS, _STATUS = range(6)
 _OUT_OF_DATA, _BAD_VALUE, _BAD_INDEX = range(1, 4)
 
-# Columns of the table rows: most probable symbol with its start and count, first entry in the cdfs, value of symbol 0,
+# Columns of the table rows: most probable value, its start and count, first entry in the cdfs, value of symbol 0,
 # number of the escape symbol.
 _MODE, _MODE_START, _MODE_COUNT, _FIRST, _OFFSET, _ESCAPE = range(6)
 
@@ -92,7 +92,7 @@ class TableCoder:
         def encode_rows(first: int, last: int) -> None:
             words = np.empty(_MAX_WORDS * symbols.shape[1], np.uint16)
             for row in range(first, last):
-                state, position = _encode(symbols[row], indexes[row], words, self._encoder_tables)
+                state, position = _encode(symbols, indexes, row, words, *self._encoder_tables)
                 if position < 0:
                     raise ValueError(_bad_index(self.tables, row))
                 header = state.to_bytes(4 if state < 2**32 else 5, "little")
@@ -151,15 +151,13 @@ class Decoder:
         indexes = _as_int16(indexes, name="indexes")
         if len(indexes) != len(self._memory):
             raise ValueError(f"This decoder has {len(self._memory)} pictures, got indexes for {len(indexes)}.")
-        symbols = np.zeros(indexes.shape, np.int16)
+        symbols = np.empty(indexes.shape, np.int16)
 
         def decode_rows(first: int, last: int) -> None:
-            tables = self._coder._decoder_tables
-            _decode(self._memory[first:last], self._words, indexes[first:last], symbols[first:last], tables)
+            if _decode(self._memory, self._words, indexes, symbols, first, last, *self._coder._decoder_tables):
+                self._raise_for_status()
 
         _in_threads(decode_rows, indexes.shape)
-        if self._memory[:, _STATUS].any():
-            self._raise_for_status()
         return symbols
 
     def finish(self) -> None:
@@ -197,24 +195,16 @@ def _table_rows(cdfs: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, star
     for table, (start, length, offset) in enumerate(zip(starts, lengths, offsets, strict=True)):
         cdf = cdfs[start : start + length + 1]
         mode = np.diff(cdf)[: length - 1].argmax()
-        rows[table, :6] = mode, cdf[mode], cdf[mode + 1] - cdf[mode], start, offset, length - 1
+        rows[table, :6] = offset + mode, cdf[mode], cdf[mode + 1] - cdf[mode], start, offset, length - 1
     return rows
 
 
 def _slot_buckets(cdfs: np.ndarray, lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Per table and upper byte of a slot: which symbol the slot belongs to.
-
-    Bits 0-15 hold the start, 16-31 the count and 32-47 the number of the symbol at the bucket's first slot; the sign
-    bit is set if other symbols begin within the bucket and must be searched.
-    """
-    slots = np.arange(0, _TOTAL, 256)
-    buckets = np.empty((len(lengths), len(slots)), np.int64)
+    """uint16 `(tables, buckets)`: the symbol that the first slot of each bucket belongs to."""
+    slots = np.arange(0, _TOTAL, 2**_BUCKET_BITS)
+    buckets = np.empty((len(lengths), len(slots)), np.uint16)
     for table, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        cdf = cdfs[start : start + length + 1]
-        symbols = np.searchsorted(cdf, slots, side="right") - 1
-        counts = cdf[symbols + 1] - cdf[symbols]
-        mixed = cdf[symbols + 1] < slots + 256
-        buckets[table] = np.where(mixed, _MIXED, 0) | symbols << 32 | counts << 16 | cdf[symbols]
+        buckets[table] = np.searchsorted(cdfs[start : start + length + 1], slots, side="right") - 1
     return buckets
 
 
@@ -231,6 +221,8 @@ def _encoder_entries(cdfs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _as_int16(array: np.ndarray, *, name: str) -> np.ndarray:
     """C-contiguous int16 of shape `(pictures, symbols)`; refuses what does not fit."""
+    if type(array) is np.ndarray and array.dtype == np.int16 and array.ndim == 2 and array.flags.c_contiguous:
+        return array
     array = np.asarray(array)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(f"`{name}` must be a 2-D integer array, got {array.ndim}-D {array.dtype}.")
@@ -242,10 +234,10 @@ def _as_int16(array: np.ndarray, *, name: str) -> np.ndarray:
 def _in_threads(work: Callable[[int, int], None], shape: tuple[int, int]) -> None:
     """Runs `work(first, last)` over the pictures, split among torch's number of threads where that pays."""
     pictures = shape[0]
-    threads = min(torch.get_num_threads(), pictures)
-    if threads <= 1 or pictures * shape[1] < _PARALLEL_SYMBOLS:
+    if pictures < 2 or pictures * shape[1] < _PARALLEL_SYMBOLS or torch.get_num_threads() == 1:
         work(0, pictures)
         return
+    threads = min(torch.get_num_threads(), pictures)
     bounds = [pictures * part // threads for part in range(threads + 1)]
     futures = [_pool(threads).submit(work, first, last) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)]
     try:
@@ -286,25 +278,49 @@ def _high_product(typing_context, first, second):
 _jit_digest = numba.njit(_digest, nogil=True)
 
 
+@numba.njit(nogil=True)
+def _largest(indexes: np.ndarray) -> np.uint16:
+    """The largest of some table indexes; negative ones count as large."""
+    largest = np.uint16(0)
+    for i in range(indexes.size):
+        largest = max(largest, np.uint16(indexes[i]))
+    return largest
+
+
+@numba.njit(nogil=True)
+def _renormalized(state: np.uint64, position: np.uint64, end: np.uint64, words: np.ndarray) -> tuple:
+    """The state with one more word below, if it is under its lower bound, and the position after that word."""
+    if state < np.uint64(_LOW):
+        return state << np.uint64(16) | np.uint64(words[min(position, end)]), position + np.uint64(1)
+    return state, position
+
+
 @compiled
-def _encode(symbols: np.ndarray, indexes: np.ndarray, words: np.ndarray, tables: tuple) -> tuple[int, int]:
+def _encode(
+    symbols: np.ndarray,
+    indexes: np.ndarray,
+    picture: int,
+    words: np.ndarray,
+    rows: np.ndarray,
+    codes: np.ndarray,
+    reciprocals: np.ndarray,
+) -> tuple[int, int]:
     """Codes one picture backwards into the end of `words`.
 
     Returns the final state and the first word's position, which is -1 if an index is out of range.
     """
-    rows, codes, reciprocals = tables
+    if _largest(indexes[picture]) >= rows.shape[0]:
+        return np.int64(0), np.int64(-1)
     total = np.uint32(0)
     total_of_totals = np.uint32(0)
-    for i in range(symbols.size):
-        if np.uint16(indexes[i]) >= rows.shape[0]:
-            return np.int64(0), np.int64(-1)
-        total = np.uint32(total + np.uint32(symbols[i]))
+    for i in range(symbols.shape[1]):
+        total = np.uint32(total + np.uint32(symbols[picture, i]))
         total_of_totals = np.uint32(total_of_totals + total)
     state = np.uint64(_LOW + _jit_digest(np.int64(total), np.int64(total_of_totals)))
     position = np.uint64(words.size)
-    for i in range(symbols.size - 1, -1, -1):
-        index = np.uint64(indexes[i])
-        symbol = np.int64(symbols[i]) - rows[index, _OFFSET]
+    for i in range(symbols.shape[1] - 1, -1, -1):
+        index = np.uint64(indexes[picture, i])
+        symbol = np.int64(symbols[picture, i]) - rows[index, _OFFSET]
         escape = np.int64(rows[index, _ESCAPE])
         if symbol < 0 or symbol >= escape:
             side = np.uint64(symbol < 0)
@@ -335,57 +351,57 @@ def _encode(symbols: np.ndarray, indexes: np.ndarray, words: np.ndarray, tables:
 
 
 @compiled
-def _decode(memory: np.ndarray, words: np.ndarray, indexes: np.ndarray, symbols: np.ndarray, tables: tuple) -> None:
-    """Decodes the next symbols of each picture that has no error yet, and leaves its status in `memory`.
+def _decode(
+    memory: np.ndarray,
+    words: np.ndarray,
+    indexes: np.ndarray,
+    symbols: np.ndarray,
+    first_picture: int,
+    last_picture: int,
+    rows: np.ndarray,
+    cdfs: np.ndarray,
+    buckets: np.ndarray,
+) -> bool:
+    """Decodes the next symbols of a range of pictures and leaves their status in `memory`.
 
     Reads behind a picture's end give the word there (`words` has a spare one), and the position tells afterwards.
+    Returns whether any of these pictures has an error.
     """
-    rows, cdfs, buckets = tables
-    for picture in range(indexes.shape[0]):
+    for picture in range(first_picture, last_picture):
+        if _largest(indexes[picture]) >= rows.shape[0]:
+            memory[picture, _STATUS] = _BAD_INDEX
+            continue
         state, end = np.uint64(memory[picture, _STATE]), np.uint64(memory[picture, _END])
         position = np.uint64(memory[picture, _POSITION])
         total, total_of_totals = np.uint32(memory[picture, _SUM]), np.uint32(memory[picture, _SUM_OF_SUMS])
         for i in range(indexes.shape[1]):
             index = np.uint64(np.uint16(indexes[picture, i]))
-            if index >= np.uint64(rows.shape[0]):
-                memory[picture, _STATUS] = _BAD_INDEX
-                return
             slot = state & np.uint64(_TOTAL - 1)
             in_mode = slot - np.uint64(rows[index, _MODE_START])  # wraps around below the mode
-            symbol = np.int64(rows[index, _MODE])
+            value = np.int64(rows[index, _MODE])
             if in_mode < np.uint64(rows[index, _MODE_COUNT]):
                 state = np.uint64(rows[index, _MODE_COUNT]) * (state >> np.uint64(PRECISION)) + in_mode
             else:
-                bucket = buckets[index, slot >> np.uint64(8)]
-                symbol = bucket >> 32 & 0xFFFF
-                start, count = np.uint64(bucket & 0xFFFF), np.uint64(bucket >> 16 & 0xFFFF)
-                if bucket < 0:
-                    entry = np.uint64(rows[index, _FIRST] + symbol)
-                    while np.uint64(cdfs[entry + np.uint64(1)]) <= slot:
-                        entry += np.uint64(1)
-                    start = np.uint64(cdfs[entry])
-                    count = np.uint64(cdfs[entry + np.uint64(1)]) - start
-                    symbol = np.int64(entry) - rows[index, _FIRST]
+                first = np.uint64(rows[index, _FIRST])
+                entry = first + np.uint64(buckets[index, slot >> np.uint64(_BUCKET_BITS)])
+                while np.uint64(cdfs[entry + np.uint64(1)]) <= slot:
+                    entry += np.uint64(1)
+                start = np.uint64(cdfs[entry])
+                count = np.uint64(cdfs[entry + np.uint64(1)]) - start
                 state = count * (state >> np.uint64(PRECISION)) + slot - start
-            if state < np.uint64(_LOW):
-                state = state << np.uint64(16) | np.uint64(words[min(position, end)])
-                position += np.uint64(1)
-            if symbol == rows[index, _ESCAPE]:
-                below, magnitude = state & np.uint64(1), state >> np.uint64(1) & np.uint64(15)
-                state >>= np.uint64(ESCAPE_BITS)
-                if state < np.uint64(_LOW):
-                    state = state << np.uint64(16) | np.uint64(words[min(position, end)])
-                    position += np.uint64(1)
-                leading = np.uint64(1) << magnitude
-                distance = np.int64(leading | state & leading - np.uint64(1))
-                state >>= magnitude
-                if state < np.uint64(_LOW):
-                    state = state << np.uint64(16) | np.uint64(words[min(position, end)])
-                    position += np.uint64(1)
-                symbol = -distance if below else symbol - 1 + distance
-            value = symbol + rows[index, _OFFSET]
-            if value != np.int16(value):
-                memory[picture, _STATUS] = _BAD_VALUE
+                symbol = np.int64(entry - first)
+                if symbol == rows[index, _ESCAPE]:
+                    state, position = _renormalized(state, position, end, words)
+                    below, magnitude = state & np.uint64(1), state >> np.uint64(1) & np.uint64(15)
+                    state, position = _renormalized(state >> np.uint64(ESCAPE_BITS), position, end, words)
+                    leading = np.uint64(1) << magnitude
+                    distance = np.int64(leading | state & leading - np.uint64(1))
+                    state >>= magnitude
+                    symbol = -distance if below else symbol - 1 + distance
+                value = symbol + rows[index, _OFFSET]
+                if value != np.int16(value):
+                    memory[picture, _STATUS] = _BAD_VALUE
+            state, position = _renormalized(state, position, end, words)
             symbols[picture, i] = np.int16(value)
             total = np.uint32(total + np.uint32(value))
             total_of_totals = np.uint32(total_of_totals + total)
@@ -393,3 +409,4 @@ def _decode(memory: np.ndarray, words: np.ndarray, indexes: np.ndarray, symbols:
         memory[picture, _SUM], memory[picture, _SUM_OF_SUMS] = np.int64(total), np.int64(total_of_totals)
         if position > end:
             memory[picture, _STATUS] = _OUT_OF_DATA
+    return memory[first_picture:last_picture, _STATUS].any()

@@ -23,6 +23,7 @@ from .compressai_reference import CompressAICodec
 
 
 Task = Callable[[], object]
+_COMPARED_PICTURES = 8
 
 
 def interleaved_medians(
@@ -53,12 +54,12 @@ def coder_speed(codec: ElicModel, pictures: torch.Tensor, *, repeats: int) -> di
 
     CompressAI is called as its ELIC calls it: the hyper-latents once, every group's anchors and non-anchors, each
     through `EntropyModel.compress` and `decompress`. `ans` is its C++ coder with everything in lists beforehand and
-    one stream for the picture.
+    one stream for each picture. Both sides code the same 8 pictures: one after the other, and as one batch.
 
     Args:
         codec: Its tables and symbols are used.
-        pictures: uint8 `(count, 3, height, width)`, of which the first is used for the comparison with CompressAI and
-            all for the size and for the threads.
+        pictures: uint8 `(count, 3, height, width)`, of which the first 8 are used for the comparison with CompressAI
+            and all for the size and for the threads.
         repeats: Rounds.
     """
     encoded = [_encode(codec, picture[None]) for picture in pictures]
@@ -66,24 +67,38 @@ def coder_speed(codec: ElicModel, pictures: torch.Tensor, *, repeats: int) -> di
     symbols = np.concatenate([part.symbols.numpy() for part in encoded])
     indexes = np.concatenate([part.indexes.numpy() for part in encoded])
     segments = _segments(codec, pictures.shape[-2:])
-    tasks = _our_tasks(coder, symbols[:1], indexes[:1], segments)
-    tasks |= _compressai_tasks(coder.tables, codec, symbols[:1], indexes[:1], segments)
-    torch.set_num_threads(1)
-    seconds = interleaved_medians(tasks, repeats=repeats)
     payloads = coder.encode(symbols, indexes)
     bits, ideal = 8 * sum(map(len, payloads)), ideal_bits(symbols, indexes, coder.tables)
-    count = symbols.shape[1]
-    return {
-        "symbols_per_picture": count,
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {
+        "symbols_per_picture": symbols.shape[1],
         "bits_per_picture": bits / len(payloads),
-        "ms_per_picture": {name: 1000 * value for name, value in seconds.items()},
+        "bits_over_ideal_percent": 100 * (bits / ideal - 1),
+    }
+    for size in (1, _COMPARED_PICTURES):
+        batches = [slice(first, first + size) for first in range(0, _COMPARED_PICTURES, size)]
+        parts = []
+        for batch in batches:
+            ours = _our_tasks(coder, symbols[batch], indexes[batch], segments)
+            parts.append(ours | _compressai_tasks(coder.tables, codec, symbols[batch], indexes[batch], segments))
+        seconds = interleaved_medians({name: _all_of(parts, name) for name in parts[0]}, repeats=repeats)
+        report[f"batch_{size}"] = _coder_report(seconds, symbols[:_COMPARED_PICTURES].size)
+    report["two_threads"] = _thread_speed(coder, symbols, indexes, segments, repeats=repeats)
+    return report
+
+
+def _all_of(parts: list[dict[str, Task]], name: str) -> Task:
+    return lambda: [part[name]() for part in parts]
+
+
+def _coder_report(seconds: dict[str, float], count: int) -> dict[str, Any]:
+    return {
+        "ms_per_picture": {name: 1000 * value / _COMPARED_PICTURES for name, value in seconds.items()},
         "million_symbols_per_second": {name: count / value / 1e6 for name, value in seconds.items()},
         "encode_ratio": seconds["CompressAI encode"] / seconds["encode"],
         "decode_ratio": seconds["CompressAI decode"] / seconds["decode"],
         "encode_ratio_to_ans": seconds["ans encode"] / seconds["encode"],
         "decode_ratio_to_ans": seconds["ans decode"] / seconds["decode"],
-        "bits_over_ideal_percent": 100 * (bits / ideal - 1),
-        "two_threads": _thread_speed(coder, symbols, indexes, segments, repeats=repeats),
     }
 
 
@@ -130,16 +145,21 @@ def _compressai_tasks(
     calls = list(zip(models, values, chosen, means, strict=True))
     strings = [model.compress(value, index, mean) for model, value, index, mean in calls]
     rows, lengths, offsets = _table_lists(tables, 0, len(tables))
-    flat, flat_indexes = symbols[0].tolist(), indexes[0].tolist()
-    stream = ans.RansEncoder().encode_with_indexes(flat, flat_indexes, rows, lengths, offsets)
+    flat = list(zip(symbols.tolist(), indexes.tolist(), strict=True))
+    streams = [ans.RansEncoder().encode_with_indexes(*picture, rows, lengths, offsets) for picture in flat]
     return {
         "CompressAI encode": lambda: [model.compress(value, index, mean) for model, value, index, mean in calls],
         "CompressAI decode": lambda: [
             model.decompress(string, index, means=mean)
             for (model, _, index, mean), string in zip(calls, strings, strict=True)
         ],
-        "ans encode": lambda: ans.RansEncoder().encode_with_indexes(flat, flat_indexes, rows, lengths, offsets),
-        "ans decode": lambda: ans.RansDecoder().decode_with_indexes(stream, flat_indexes, rows, lengths, offsets),
+        "ans encode": lambda: [
+            ans.RansEncoder().encode_with_indexes(*picture, rows, lengths, offsets) for picture in flat
+        ],
+        "ans decode": lambda: [
+            ans.RansDecoder().decode_with_indexes(stream, picture[1], rows, lengths, offsets)
+            for stream, picture in zip(streams, flat, strict=True)
+        ],
     }
 
 

@@ -185,6 +185,8 @@ class Comparison:
         latents: Compared values.
         differing_pictures: Pictures with at least one value that differs from the encoder's.
         differing_latents: Values that differ.
+        wrong_pictures: Pictures with a value off by more than half a quantization step: float rounding of the means
+            does not explain that, only a wrong symbol does.
         errors: Pictures whose decoding raised an error or ended the process.
     """
 
@@ -192,6 +194,7 @@ class Comparison:
     latents: int = 0
     differing_pictures: int = 0
     differing_latents: int = 0
+    wrong_pictures: int = 0
     errors: int = 0
 
     def __add__(self, other: "Comparison") -> "Comparison":
@@ -237,12 +240,14 @@ def compare(codec: ElicModel | CompressAICodec, share: Share, chosen: slice) -> 
         first = chosen.start
         singles = (compare(codec, share, slice(index, index + 1)) for index in range(first, first + count))
         return sum(singles, Comparison())
+    wrong = ~((decoded - expected).abs() <= 0.5)  # NaN is wrong, too
     differing = decoded.contiguous().view(torch.int32) != expected.contiguous().view(torch.int32)
     return Comparison(
         pictures=count,
         latents=expected.numel(),
         differing_pictures=int(differing.flatten(1).any(1).sum()),
         differing_latents=int(differing.sum()),
+        wrong_pictures=int(wrong.flatten(1).any(1).sum()),
     )
 
 

@@ -1,6 +1,7 @@
 """Command lines of the training scripts: a YAML file first, if any, then flags that override it."""
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,21 @@ from transformers import HfArgumentParser
 
 
 Arguments = TypeVar("Arguments")
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """What every training has: length, folders, numbers, threads."""
+
+    output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
+    log_file: str | None = field(default=None, metadata={"help": "JSON log, by default OUTPUT_DIR/log.json"})
+    steps: int = 6000
+    learning_rate: float = 1e-3
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    checkpointing_steps: int = 500
+    resume_from_checkpoint: bool = field(default=False, metadata={"help": "go on from the checkpoint in output_dir"})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
+    seed: int = 0
 
 
 def parse_arguments(kind: type[Arguments], command_line: list[str] | None = None) -> Arguments:
@@ -37,4 +53,4 @@ def parse_arguments(kind: type[Arguments], command_line: list[str] | None = None
     return parser.parse_args_into_dataclasses(words)[0]
 
 
-__all__ = ["parse_arguments"]
+__all__ = ["RunArguments", "parse_arguments"]
