@@ -13,13 +13,15 @@ from comneck_hf.coding.exact import (
     ActivationRange,
     ExactConv,
     ExactUpsample,
+    exact_product,
+    requantize,
+    resolve_executor,
+)
+from comneck_hf.coding.gather import (
     checkerboard_rows,
     checkerboard_table,
     convolution_table,
-    exact_product,
     plain_rows,
-    requantize,
-    resolve_executor,
     transposed_tables,
     transposed_taps,
 )

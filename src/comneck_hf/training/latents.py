@@ -102,7 +102,9 @@ def _read(file: Path, settings: dict[str, str]) -> torch.Tensor:
         found = opened.metadata()
         if found != settings:
             differing = [name for name, value in settings.items() if (found or {}).get(name) != value]
-            raise ValueError(f"{file} was made with other {' and '.join(differing)}; remove it or pass another folder.")
+            raise ValueError(
+                f"{file} was made with other {' and '.join(differing)}; remove it or pass another folder."
+            )
         return opened.get_tensor("latents")
 
 

@@ -50,7 +50,14 @@ def train_steps(
         accelerator.load_state(str(output / "checkpoint"))
         state = json.loads(progress.read_text())
         first, log = state["step"], state["log"]
-    bar = trange(first, args.steps, initial=first, total=args.steps, mininterval=5, disable=not accelerator.is_local_main_process)
+    bar = trange(
+        first,
+        args.steps,
+        initial=first,
+        total=args.steps,
+        mininterval=5,
+        disable=not accelerator.is_local_main_process,
+    )
     for index in bar:
         metrics = step(index)
         if not torch.isfinite(torch.tensor(metrics["loss"])):

@@ -15,14 +15,16 @@ from torch import nn
 from ...coding.exact import (
     ExactConv,
     ExactUpsample,
-    GatherTable,
     Requantizer,
+    requantize,
+    resolve_executor,
+)
+from ...coding.gather import (
+    GatherTable,
     checkerboard_rows,
     checkerboard_table,
     convolution_table,
     plain_rows,
-    requantize,
-    resolve_executor,
     transposed_tables,
 )
 from ...coding.tables import MAX_VALUE, SCALE_TABLE, CodingTables
