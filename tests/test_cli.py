@@ -21,9 +21,9 @@ from comneck_hf import (
     ElicConfig,
     ElicModel,
     __version__,
-    loading,
 )
 from comneck_hf.cli import app
+from comneck_hf.commands import loading
 from comneck_hf.training.clip import build_tokenizer, save_clip
 from comneck_hf.training.zero_shot import ClassPrompts
 

@@ -19,8 +19,8 @@ from . import __version__
 if TYPE_CHECKING:
     import torch
 
-    from .labels import ZeroShotClassifier
-    from .streams import FileResult
+    from .commands.labels import ZeroShotClassifier
+    from .commands.streams import FileResult
 
 __all__ = ["app"]
 
@@ -113,9 +113,9 @@ def encode(
     Pictures are resized and cropped to what the model's features need. Whole pictures (--no-crop) can always be
     decoded; their features need --interpolate.
     """
-    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
-    from .loading import load_codec, load_image_processor
-    from .streams import encode_files
+    from .commands.files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
+    from .commands.loading import load_codec, load_image_processor
+    from .commands.streams import encode_files
 
     pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
     codec = load_codec(model, **_placement(device, dtype))
@@ -138,9 +138,9 @@ def decode(
     as_json: JsonOption = False,
 ) -> None:
     """Decode .cnk files into pictures of their original size: PNG, or what the suffix of -o says."""
-    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
-    from .loading import load_codec
-    from .streams import decode_files
+    from .commands.files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
+    from .commands.loading import load_codec
+    from .commands.streams import decode_files
 
     pairs = pair_files(bitstreams, output, reads=[BITSTREAM_SUFFIX], writes=PICTURE_SUFFIXES, overwrite=force)
     codec = load_codec(model, **_placement(device, dtype))
@@ -169,9 +169,9 @@ def features(
     """
     from safetensors.torch import save_file
 
-    from .files import BITSTREAM_SUFFIX, find_files, refuse_existing
-    from .loading import load_model
-    from .streams import concatenate_features, feature_tensors
+    from .commands.files import BITSTREAM_SUFFIX, find_files, refuse_existing
+    from .commands.loading import load_model
+    from .commands.streams import concatenate_features, feature_tensors
 
     paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
     if not force:
@@ -207,9 +207,9 @@ def classify(
     as_json: JsonOption = False,
 ) -> None:
     """Label .cnk files zero-shot, straight from their latents."""
-    from .files import BITSTREAM_SUFFIX, find_files
-    from .loading import load_model
-    from .streams import classify_files
+    from .commands.files import BITSTREAM_SUFFIX, find_files
+    from .commands.loading import load_model
+    from .commands.streams import classify_files
 
     paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
     placement = _placement(device, dtype)
@@ -239,8 +239,8 @@ def info(
     Bits of symbols are their ideal code length under the model's integer tables; "coder" is what the file has beyond
     that: the coder's state with the check of the decoded symbols.
     """
-    from .loading import load_codec
-    from .reports import bitstream_facts, bitstream_text
+    from .commands.loading import load_codec
+    from .commands.reports import bitstream_facts, bitstream_text
 
     data = bitstream.read_bytes()
     bitstream_facts(data)  # a damaged container is reported without loading a model
@@ -273,9 +273,9 @@ def demo(
     Labels come from the original and the decoded picture through the full CLIP, and from the latents through neck and
     remaining layers. A figure under its default name is overwritten, any other only with --force.
     """
-    from .demo import demo_photograph, run_demo
-    from .files import read_picture, refuse_existing
-    from .loading import load_image_processor, load_model
+    from .commands.demo import demo_photograph, run_demo
+    from .commands.files import read_picture, refuse_existing
+    from .commands.loading import load_image_processor, load_model
 
     if output != DEFAULT_FIGURE and not force:
         refuse_existing([output])
@@ -304,7 +304,7 @@ def demo(
 @_one_line_errors
 def env(as_json: JsonOption = False) -> None:
     """Show versions, processor, threads and the executor of the integer networks, for bug reports."""
-    from .reports import environment_facts, environment_text
+    from .commands.reports import environment_facts, environment_text
 
     facts = environment_facts()
     if as_json:
@@ -319,7 +319,7 @@ def _placement(device: str, dtype: Dtype) -> dict[str, Any]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    from .loading import resolve_device
+    from .commands.loading import resolve_device
 
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
@@ -331,8 +331,8 @@ def _placement(device: str, dtype: Dtype) -> dict[str, Any]:
 
 
 def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "ZeroShotClassifier":
-    from .labels import ZeroShotClassifier
-    from .loading import resolve_model
+    from .commands.labels import ZeroShotClassifier
+    from .commands.loading import resolve_model
 
     names = None
     if labels is not None:

@@ -41,8 +41,9 @@ def interleaved_medians(
         for name, task in tasks.items():
             begin = clock()
             task()
+            elapsed = clock() - begin
             if number:
-                seconds[name].append(clock() - begin)
+                seconds[name].append(elapsed)
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -175,6 +175,7 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
+        """Forks a process for the cases that are left."""
         # The server imports once and then forks workers, so that replacing one is quick. It has no threads.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -207,6 +208,7 @@ class _Worker:
         return True
 
     def replace(self, report: FuzzReport) -> bool:
+        """Counts the case at which the process ended as failed and goes on behind it. Returns whether any are left."""
         self.process.join()
         if not self.left:
             return False

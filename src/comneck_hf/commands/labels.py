@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from .training.zero_shot import PROMPTS_NAME, load_class_prompts, zero_shot_weights
+from ..training.zero_shot import PROMPTS_NAME, load_class_prompts, zero_shot_weights
 
 
 __all__ = ["DEFAULT_TEMPLATES", "Label", "ZeroShotClassifier"]

@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import Bitstream, ElicModel, __version__
-from .evaluation.metrics import bits_per_pixel
+from .. import Bitstream, ElicModel, __version__
+from ..evaluation.metrics import bits_per_pixel
 
 
 __all__ = ["bitstream_facts", "bitstream_text", "environment_facts", "environment_text"]
@@ -52,7 +52,7 @@ def bitstream_facts(data: bytes, *, codec: ElicModel | None = None) -> dict[str,
 
 
 def _decoded_facts(data: bytes, codec: ElicModel) -> dict[str, Any]:
-    from .models.elic.inspection_elic import inspect_bitstream
+    from ..models.elic.inspection_elic import inspect_bitstream
 
     report = inspect_bitstream(codec, data)
     factor = codec.config.downsampling_factor
@@ -109,10 +109,10 @@ def environment_facts() -> dict[str, Any]:
     """Versions, processor, threads, devices, the executor of the integer networks, and packaged models."""
     import torch
 
-    from .coding.exact import resolve_executor
+    from ..coding.exact import resolve_executor
 
     cpu, gpus = torch.device("cpu"), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    root = Path(__file__).resolve().parent / "pretrained"
+    root = Path(__file__).resolve().parents[1] / "pretrained"
     return {
         "comneck_hf": __version__,
         "python": platform.python_version(),

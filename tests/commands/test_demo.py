@@ -9,7 +9,7 @@ from transformers import logging
 from typer.testing import CliRunner
 
 from comneck_hf.cli import app
-from comneck_hf.demo import demo_photograph
+from comneck_hf.commands.demo import demo_photograph
 
 
 FACES = {"face", "face close-up"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from . import Bitstream, BitstreamError, ComNeckImageProcessorPil, ComNeckModel, ComNeckModelOutput, ElicModel
-from .evaluation.metrics import bits_per_pixel
+from .. import Bitstream, BitstreamError, ComNeckImageProcessorPil, ComNeckModel, ComNeckModelOutput, ElicModel
+from ..evaluation.metrics import bits_per_pixel
 from .files import read_picture, to_image
 from .labels import Label, ZeroShotClassifier
 

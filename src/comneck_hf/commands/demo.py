@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from . import ComNeckImageProcessorPil, ComNeckModel
-from .evaluation.baselines import JpegPicture, jpeg_at_bytes, jpeg_at_psnr
-from .evaluation.metrics import bits_per_pixel, picture_psnr
-from .evaluation.plots import save_label_figure
+from .. import ComNeckImageProcessorPil, ComNeckModel
+from ..evaluation.baselines import JpegPicture, jpeg_at_bytes, jpeg_at_psnr
+from ..evaluation.metrics import bits_per_pixel, picture_psnr
+from ..evaluation.plots import save_label_figure
+from ..models.elic.inspection_elic import inspect_bitstream
 from .files import to_image
 from .labels import Label, ZeroShotClassifier
-from .models.elic.inspection_elic import inspect_bitstream
 
 
 __all__ = ["DemoResult", "demo_photograph", "run_demo"]
@@ -138,7 +138,7 @@ class DemoResult:
 
 def demo_photograph() -> Path:
     """The packaged photograph; its source and licence are in the README beside it."""
-    return Path(__file__).resolve().parent / "pretrained" / "photographs" / PHOTOGRAPH
+    return Path(__file__).resolve().parents[1] / "pretrained" / "photographs" / PHOTOGRAPH
 
 
 @torch.no_grad()

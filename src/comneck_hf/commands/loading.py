@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
 
-from . import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
+from .. import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
 
 
 ModelT = TypeVar("ModelT", ComNeckModel, ElicModel)

@@ -1,0 +1,1 @@
+"""What the commands of `comneck` do; `cli.py` only reads their options and prints."""
