@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+import comneck_hf
+from comneck_hf.evaluation.baselines import encode_jpeg
+from comneck_hf.evaluation.metrics import psnr
+from comneck_hf.evaluation.pictures import tensor_picture
+from comneck_hf.evaluation.rate_accuracy import JPEG_CURVE, clip_inputs, measure_accuracy, measure_rate_distortion
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+
+
+@pytest.fixture(scope="module")
+def model() -> ComNeckModel:
+    return ComNeckModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2")).eval()
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIPModel:
+    return CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip")).eval()
+
+
+@pytest.fixture(scope="module")
+def images(pictures: torch.Tensor) -> torch.Tensor:
+    return (pictures * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def embeddings(model: ComNeckModel, clip: CLIPModel, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each of the three ways gives, computed picture by picture."""
+    size = clip.config.vision_config.image_size
+    result: dict[str, list[torch.Tensor]] = {"original": [], "decoded": [], "latents": []}
+    for image in images[:, None].float() / 255:
+        latents = model.decompress(model.compress(image))
+        decoded = (model.reconstruct(latents) * 255).round() / 255
+        result["original"].append(clip.get_image_features(clip_inputs(image, size)).pooler_output)
+        result["decoded"].append(clip.get_image_features(clip_inputs(decoded, size)).pooler_output)
+        result["latents"].append(model(latents=latents).image_embeds)
+    return {name: F.normalize(torch.cat(parts), dim=-1) for name, parts in result.items()}
+
+
+def test_pictures_reach_clip_as_its_own_processor_would_send_them(images):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+    expected = processor([tensor_picture(image) for image in images], return_tensors="pt").pixel_values
+    found = clip_inputs(images.float() / 255, 112)
+    assert (found - expected).abs().mean() < 0.01  # Pillow rounds to 8 bits between
+    assert (found - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("way", ["original", "decoded", "latents"])
+def test_each_accuracy_counts_its_own_embeddings(model, clip, images, way):
+    """Every picture is a class of its own, whose text is what one way says of it: that way is always right."""
+    weights = embeddings(model, clip, images)[way]
+    labels = torch.arange(len(images))
+    right = measure_accuracy(model, clip, images, labels, zero_shot_weights=weights, batch_size=4)
+    wrong = measure_accuracy(model, clip, images, labels.roll(1), zero_shot_weights=weights, batch_size=4)
+    assert right[f"{way}_top1"] == 100
+    assert wrong[f"{way}_top1"] == 0
+    assert right["pictures"] == len(images)
+
+
+def test_top5_holds_what_top1_misses(model, clip, images):
+    """The right class comes second everywhere: its text is the picture's embedding, slightly bent."""
+    way = embeddings(model, clip, images)["latents"]
+    bent = F.normalize(way + 0.01 * way.roll(1, 0), dim=-1)
+    weights = torch.cat([way, bent])
+    report = measure_accuracy(model, clip, images, torch.arange(6) + 6, zero_shot_weights=weights)
+    assert (report["latents_top1"], report["latents_top5"]) == (0, 100)
+
+
+def test_bytes_are_those_of_the_bitstreams(model, clip, images):
+    bitstreams = model.compress(images.float() / 255)
+    weights = embeddings(model, clip, images)["original"]
+    report = measure_accuracy(model, clip, images, torch.arange(6), zero_shot_weights=weights, batch_size=4)
+    assert report["bytes_per_picture"] == pytest.approx(sum(map(len, bitstreams)) / 6)
+    assert report["bpp"] == pytest.approx(8 * report["bytes_per_picture"] / 128**2)
+
+
+def test_rate_and_distortion_are_those_of_the_files(model, images):
+    pictures = [images[0], images[1, :, :96, :80]]
+    report = measure_rate_distortion(model.codec, pictures)
+    sizes, values = [], []
+    for picture in pictures:
+        (bitstream,) = model.codec.compress(picture[None].float() / 255)
+        decoded = model.codec.decode(model.codec.decompress([bitstream]), size=tuple(picture.shape[-2:]))
+        sizes.append(len(bitstream))
+        values.append(psnr((decoded * 255).round() / 255, picture[None].float() / 255).item())
+    assert report["bytes"] == sum(sizes) / 2
+    assert report["psnr"] == pytest.approx(sum(values) / 2, abs=1e-4)
+    assert report["bpp"] == pytest.approx((8 * sizes[0] / 128**2 + 8 * sizes[1] / (96 * 80)) / 2)
+    first = report["jpeg_curve"][0]
+    jpegs = [encode_jpeg(tensor_picture(picture), quality=JPEG_CURVE[0]) for picture in pictures]
+    assert first["psnr"] == pytest.approx(sum(jpeg.psnr for jpeg in jpegs) / 2)
+    assert [point["bpp"] for point in report["jpeg_curve"]] == sorted(point["bpp"] for point in report["jpeg_curve"])
