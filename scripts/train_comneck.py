@@ -29,7 +29,9 @@ class NeckArguments(RunArguments):
     data: str = field(metadata={"help": "labelled image data set with a train split"})
     codec: str = field(metadata={"help": "folder or Hub id of the trained codec"})
     clip: str = field(metadata={"help": "folder or Hub id of the CLIP, with zero_shot.json"})
-    coded_dir: str | None = field(default=None, metadata={"help": "keeps the latents, by default OUTPUT_DIR/coded"})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "keeps latents and teacher's embeddings, by default OUTPUT_DIR/cache"}
+    )
     scenario: str = "d1"
     quality: int = 2
     num_skipped_layers: int = 2
@@ -65,9 +67,10 @@ def code_pictures(args: NeckArguments, codec: ElicModel, clip: CLIPModel, side: 
     pack = load_pack(args.data, "train")
     prompts, tokenizer = load_class_prompts(args.clip), AutoTokenizer.from_pretrained(args.clip)
     augmentation = Augmentation(side, args.num_variants, smallest_crop=args.smallest_crop, seed=args.seed)
+    folder = args.cache_dir or Path(args.output_dir) / "cache"
     return CodedPictures(
-        coded_latents(codec, pack, augmentation, args.coded_dir or Path(args.output_dir) / "coded"),
-        teacher_embeddings(clip, pack, augmentation),
+        coded_latents(codec, pack, augmentation, folder),
+        teacher_embeddings(clip, pack, augmentation, folder),
         pack.labels.repeat(args.num_variants),
         zero_shot_weights(clip, tokenizer, class_names=pack.class_names, templates=prompts.templates).to(clip.device),
     )

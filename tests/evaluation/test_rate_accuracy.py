@@ -7,8 +7,9 @@ import comneck_hf
 from comneck_hf.evaluation.baselines import encode_jpeg
 from comneck_hf.evaluation.metrics import psnr
 from comneck_hf.evaluation.pictures import tensor_picture
-from comneck_hf.evaluation.rate_accuracy import JPEG_CURVE, clip_inputs, measure_accuracy, measure_rate_distortion
+from comneck_hf.evaluation.rate_accuracy import JPEG_CURVE, measure_accuracy, measure_rate_distortion
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.training.data import clip_inputs
 
 
 @pytest.fixture(scope="module")

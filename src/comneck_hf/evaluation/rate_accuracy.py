@@ -10,29 +10,13 @@ from transformers import CLIPModel
 
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.modeling_elic import ElicModel
+from ..training.data import clip_inputs
 from .baselines import JPEG_OPTIONS, encode_jpeg, jpeg_at_bytes, jpeg_at_psnr
 from .metrics import bits_per_pixel, picture_psnr
 from .pictures import tensor_picture
 
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 JPEG_CURVE = (2, 5, 10, 15, 20, 30, 40, 50, 65, 80)
-
-
-def clip_inputs(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
-    """Pictures as CLIP sees them.
-
-    Args:
-        pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
-        size: CLIP's picture size.
-
-    Returns:
-        Resized (bicubic, antialiased) and normalized, `(batch, 3, size, size)`.
-    """
-    resized = F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (pixel_values.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (resized - mean) / std
 
 
 @torch.no_grad()
@@ -126,4 +110,4 @@ def measure_rate_distortion(codec: ElicModel, pictures: Iterable[torch.Tensor]) 
     }
 
 
-__all__ = ["clip_inputs", "measure_accuracy", "measure_rate_distortion"]
+__all__ = ["measure_accuracy", "measure_rate_distortion"]

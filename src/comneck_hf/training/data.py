@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from datasets import load_dataset
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 __all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
     "ImagePack",
     "center_crop_resize",
+    "clip_inputs",
     "color_jitter",
     "load_pack",
     "load_shapes_pack",
@@ -35,8 +35,6 @@ __all__ = [
     "shuffled_batches",
 ]
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -304,5 +302,18 @@ def random_erasing(images: Tensor, *, probability: float, generator: torch.Gener
 
 def normalize(images: Tensor) -> Tensor:
     """Applies the mean and standard deviation of CLIP to pictures `(batch, 3, height, width)` in [0, 1]."""
-    mean, std = images.new_tensor(CLIP_MEAN).view(3, 1, 1), images.new_tensor(CLIP_STD).view(3, 1, 1)
+    mean, std = images.new_tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), images.new_tensor(OPENAI_CLIP_STD).view(3, 1, 1)
     return (images - mean) / std
+
+
+def clip_inputs(images: Tensor, size: int) -> Tensor:
+    """Pictures as CLIP sees them: resized (bicubic, antialiased) and normalized.
+
+    Args:
+        images: pictures `(batch, 3, height, width)`, values in [0, 1].
+        size: CLIP's picture size.
+
+    Returns:
+        Float `(batch, 3, size, size)`.
+    """
+    return normalize(F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1))

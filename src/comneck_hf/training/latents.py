@@ -1,19 +1,17 @@
-"""Pictures coded once for the training of a neck: a frozen codec gives the same latents every time."""
+"""What frozen models say of a pack, computed once: a codec's latents and a teacher's embeddings of the same crops."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch.nn import functional as F
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedModel
 
 from comneck_hf.models.elic.modeling_elic import ElicModel
-from comneck_hf.training.data import ImagePack, color_jitter, normalize, random_resized_crops
+from comneck_hf.training.data import ImagePack, clip_inputs, color_jitter, random_resized_crops
 
 
 _BATCH = 64
@@ -47,72 +45,66 @@ class Augmentation:
 
 @torch.no_grad()
 def coded_latents(codec: ElicModel, pack: ImagePack, augmentation: Augmentation, folder: str | Path) -> torch.Tensor:
-    """y_hat of all variants of a pack. Each variant is kept in a file, which later calls read.
+    """y_hat of all variants of a pack, each variant kept in a file of the folder, which later calls read.
 
     Args:
         codec: The codec; its device is used.
         pack: The pictures.
         augmentation: Which crops of them.
-        folder: Gets one safetensors file per variant.
+        folder: Gets one safetensors file per variant, named after everything that its content depends on.
 
     Returns:
         float `(num_variants * len(pack), latent_channels, size / 16, size / 16)` on the CPU, variant by variant.
-
-    Raises:
-        ValueError: If a file of the folder was made by another codec, from other pictures or with other crops.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     codec = codec.eval().to(memory_format=torch.channels_last)
-    variants = []
-    for variant in range(augmentation.num_variants):
-        settings = {
-            "codec": _digest(*codec.state_dict().values()),
-            "pictures": _digest(pack.images),
-            "crops": f"{augmentation.size}/{augmentation.smallest_crop}/{augmentation.jitter}/{augmentation.seed}",
-        }
-        file = folder / f"latents-{variant:02d}.safetensors"
-        if file.exists():
-            variants.append(_read(file, settings))
-            continue
-        batches = tqdm(
-            augmentation.batches(pack, variant), desc=f"coding {variant}", total=-(-len(pack) // _BATCH), mininterval=5
-        )
-        latents = torch.cat([codec.encode(batch.to(codec.device)).latents.cpu() for batch in batches])
-        save_file({"latents": latents.contiguous()}, file.with_suffix(".tmp"), metadata=settings)
-        file.with_suffix(".tmp").replace(file)
-        variants.append(latents)
-    return torch.cat(variants)
+    return _kept_variants(
+        "latents", lambda batch: codec.encode(batch.to(codec.device)).latents, codec, pack, augmentation, folder
+    )
 
 
 @torch.no_grad()
-def teacher_embeddings(clip: CLIPModel, pack: ImagePack, augmentation: Augmentation) -> torch.Tensor:
-    """What CLIP says of the same crops, uncoded: `(num_variants * len(pack), projection_dim)` on the CPU."""
+def teacher_embeddings(
+    clip: CLIPModel, pack: ImagePack, augmentation: Augmentation, folder: str | Path
+) -> torch.Tensor:
+    """What CLIP says of the same crops, uncoded: `(num_variants * len(pack), projection_dim)`, kept likewise."""
     size = clip.config.vision_config.image_size
-    embeds = []
-    for variant in tqdm(range(augmentation.num_variants), desc="teacher"):
-        for batch in augmentation.batches(pack, variant):
-            small = F.interpolate(batch.to(clip.device), (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-            embeds.append(clip.get_image_features(normalize(small)).pooler_output.cpu())
-    return torch.cat(embeds)
+
+    def embed(batch: torch.Tensor) -> torch.Tensor:
+        return clip.get_image_features(clip_inputs(batch.to(clip.device), size)).pooler_output
+
+    return _kept_variants("teacher", embed, clip, pack, augmentation, folder)
 
 
-def _read(file: Path, settings: dict[str, str]) -> torch.Tensor:
-    with safe_open(file, "pt") as opened:
-        found = opened.metadata()
-        if found != settings:
-            differing = [name for name, value in settings.items() if (found or {}).get(name) != value]
-            raise ValueError(
-                f"{file} was made with other {' and '.join(differing)}; remove it or pass another folder."
+def _kept_variants(
+    name: str,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    model: PreTrainedModel,
+    pack: ImagePack,
+    augmentation: Augmentation,
+    folder: str | Path,
+) -> torch.Tensor:
+    """The function's values for all crops, from files where they were computed before with the same weights."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(repr((augmentation.size, augmentation.smallest_crop, augmentation.jitter)).encode())
+    digest.update(str(augmentation.seed).encode())
+    for tensor in (pack.images, *model.state_dict().values()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    variants = []
+    for variant in range(augmentation.num_variants):
+        file = folder / f"{name}-{digest.hexdigest()[:16]}-{variant:02d}.safetensors"
+        if not file.exists():
+            batches = tqdm(
+                augmentation.batches(pack, variant),
+                desc=f"{name} {variant + 1}/{augmentation.num_variants}",
+                total=-(-len(pack) // _BATCH),
+                mininterval=5,
             )
-        return opened.get_tensor("latents")
-
-
-def _digest(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            values = torch.cat([function(batch).cpu() for batch in batches])
+            save_file({name: values.contiguous()}, file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").replace(file)
+        variants.append(load_file(file)[name])
+    return torch.cat(variants)
 
 
 __all__ = ["Augmentation", "coded_latents", "teacher_embeddings"]
