@@ -21,7 +21,7 @@ from comneck_hf.evaluation.exactness_runs import check_exactness
 from comneck_hf.evaluation.machine import describe_machine
 from comneck_hf.evaluation.pictures import load_pictures
 from comneck_hf.evaluation.reference_codec import TRAINING_PICTURES, load_reference_codec
-from comneck_hf.training.data import random_crops
+from comneck_hf.training.augmentation import random_crops
 
 
 @dataclass

@@ -1,56 +1,89 @@
 """Trains the tiny CLIP teacher from scratch on photographs of classes and on drawn shapes.
 
-python scripts/train_clip.py --data DATA/caltech101_144 --shapes_data DATA/easy_vqa --output_dir runs/clip \
-    --log_file results/train_clip_tiny.json
+python scripts/train_clip.py configs/comneck-tiny-clip.yaml --data DATA/caltech101_144 --shapes_data DATA/easy_vqa \
+    --output_dir runs/clip --log_file results/train_clip_tiny.json
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import HfArgumentParser
-
-from comneck_hf.training.clip import save_clip
-from comneck_hf.training.clip_trainer import ClipTrainer, ClipTrainingArguments
-from comneck_hf.training.data import load_pack, load_shapes_pack
-from comneck_hf.training.zero_shot import ClassPrompts
+from comneck_hf.training.arguments import RunArguments, parse_arguments
+from comneck_hf.training.augmentation import Augmentation
+from comneck_hf.training.clip_objective import BalancedPictures, ClipObjective, clip_stages
+from comneck_hf.training.data import load_pack, load_shapes_pack, picture_loader
+from comneck_hf.training.loop import Metrics, Training, prepare_run
+from comneck_hf.training.stages import Stage, choose_stages
 
 
 TEMPLATES_FILE = Path(__file__).with_name("prompt_templates.json")
 
 
-@dataclass
-class RunArguments:
-    """Data, folders and threads of one run."""
+@dataclass(kw_only=True)
+class ClipArguments(RunArguments):
+    """Data and recipe of one CLIP training; `steps` is the sum of the stages' steps."""
 
     data: str = field(metadata={"help": "classification pack with the splits train and validation"})
     shapes_data: str = field(metadata={"help": "easy-VQA pack with the splits train and test"})
-    output_dir: str = field(metadata={"help": "folder of the checkpoint and of the trained model"})
-    log_file: str | None = field(default=None, metadata={"help": "JSON log, by default OUTPUT_DIR/log.json"})
     templates_file: str = field(default=str(TEMPLATES_FILE), metadata={"help": "JSON list of prompt templates"})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint.pt to go on from"})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads"})
+    text_steps: int = field(default=200, metadata={"help": "steps of the text tower"})
+    guide_steps: int = field(default=2640, metadata={"help": "steps of the guide network"})
+    vision_steps: list[int] = field(default_factory=lambda: [2640, 2380, 1060], metadata={"help": "per resolution"})
+    resolutions: list[int] = field(default_factory=lambda: [56, 84, 112], metadata={"help": "picture sizes in pixels"})
+    guide_share: float = field(default=0.7, metadata={"help": "share of the guide's probabilities in the targets"})
+    label_smoothing: float = field(default=0.1, metadata={"help": "probability spread over all captions"})
+    mix_probability: float = field(default=0.2, metadata={"help": "share of the steps with CutMix or Mixup"})
+    erase_probability: float = field(default=0.25, metadata={"help": "share of the others with an erased part"})
+    average_decay: float = field(default=0.998, metadata={"help": "decay of the average of the weights"})
+    smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
+    jitter: float = field(default=0.3, metadata={"help": "largest change of brightness, contrast and saturation"})
+    validation_crop: int = field(default=128, metadata={"help": "side of the central crop that is validated"})
+    batch_size: int = 48
+    weight_decay: float = 0.1
+    warmup_steps: int = 250
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.steps = self.text_steps + self.guide_steps + sum(self.vision_steps)
 
 
-def main(run: RunArguments, args: ClipTrainingArguments) -> None:
-    torch.set_num_threads(run.num_threads)
-    photos = load_pack(run.data, "train")
-    size = photos.images.shape[-1]
-    trainer = ClipTrainer(
-        args,
-        train=(photos, load_shapes_pack(run.shapes_data, "train", size=size)),
-        validation=(load_pack(run.data, "validation"), load_shapes_pack(run.shapes_data, "test", size=size)),
-        templates=json.loads(Path(run.templates_file).read_text(encoding="utf-8")),
+def main(args: ClipArguments) -> None:
+    accelerator = prepare_run(args)
+    with accelerator.main_process_first():
+        photos, validation = load_pack(args.data, "train"), load_pack(args.data, "validation")
+        shapes = load_shapes_pack(args.shapes_data, "train", size=photos.images.shape[-1])
+        other_shapes = load_shapes_pack(args.shapes_data, "test", size=photos.images.shape[-1])
+    augmentation = Augmentation(max(args.resolutions), smallest_crop=args.smallest_crop, jitter=args.jitter)
+    pictures = BalancedPictures(photos, shapes, augmentation, seed=args.seed)
+    stages = clip_stages(
+        text_steps=args.text_steps,
+        guide_steps=args.guide_steps,
+        vision_steps=args.vision_steps,
+        resolutions=args.resolutions,
     )
-    output = Path(run.output_dir)
-    history = trainer.train(output, checkpoint=run.resume_from_checkpoint)
-    prompts = ClassPrompts(trainer.templates, trainer.class_names)
-    save_clip(trainer.model, output / "model", tokenizer=trainer.tokenizer, prompts=prompts)
-    final = {"accuracy": trainer.evaluate(args.resolutions[-1]), "num_parameters": trainer.model.num_parameters()}
-    log = {"config": asdict(args), "final": final, "epochs": history}
-    Path(run.log_file or output / "log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    objective = ClipObjective(
+        pictures.source.class_names,
+        json.loads(Path(args.templates_file).read_text(encoding="utf-8")),
+        choose_stages(stages, args.stages),
+        guide_share=args.guide_share,
+        label_smoothing=args.label_smoothing,
+        mix_probability=args.mix_probability,
+        erase_probability=args.erase_probability,
+        average_decay=args.average_decay,
+    )
+
+    def validate(stage: Stage) -> Metrics:
+        if "text" in stage.trains:
+            return {}
+        metrics = objective.evaluate(stage, validation, crop_size=args.validation_crop)
+        if "guide" in stage.trains:
+            return metrics
+        drawn = objective.evaluate(stage, other_shapes, crop_size=args.validation_crop)
+        return {"score": metrics["top1"], **metrics, "shapes_top1": drawn["top1"]}
+
+    loader = picture_loader(pictures, batch_size=args.batch_size, num_workers=args.dataloader_num_workers)
+    Training(accelerator, objective, loader, args, validate=validate).run()
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((RunArguments, ClipTrainingArguments)).parse_args_into_dataclasses())
+    main(parse_arguments(ClipArguments))

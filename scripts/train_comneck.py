@@ -1,133 +1,151 @@
-"""Trains the transform-neck between a frozen codec and a frozen CLIP (scenario d1).
+"""Trains a transform-neck, and in scenarios d2 and d3 the codec with it, against a frozen CLIP.
 
-python scripts/train_comneck.py configs/comneck-tiny-d1-q2.yaml --data DATA/caltech101_144 \
-    --codec runs/codec/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/comneck-d1-q2
+python scripts/train_comneck.py configs/comneck-tiny-d1.yaml --quality 2 --data DATA/caltech101_144 \
+    --codec runs/codec-q2/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/d1-q2
 """
 
+import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
+from torch.utils.data import Dataset
 from transformers import AutoTokenizer, CLIPModel
 
-from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
+from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_distance
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import RunArguments, parse_arguments
-from comneck_hf.training.data import load_pack
-from comneck_hf.training.latents import Augmentation, coded_latents, teacher_embeddings
-from comneck_hf.training.loop import Metrics, prepare_run, train_steps
-from comneck_hf.training.losses import surrogate_loss
-from comneck_hf.training.stages import COMNECK_D1, stage_at
-from comneck_hf.training.zero_shot import load_class_prompts, zero_shot_weights
+from comneck_hf.training.augmentation import Augmentation
+from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
+from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
+from comneck_hf.training.loop import Metrics, Training, prepare_run
+from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
+from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
+from comneck_hf.training.zero_shot import zero_shot_weights
+
+
+TEMPLATES_FILE = Path(__file__).with_name("prompt_templates.json")
 
 
 @dataclass(kw_only=True)
-class NeckArguments(RunArguments):
-    """Parts, recipe and paths of one neck training."""
+class ComNeckArguments(RunArguments):
+    """Parts and recipe of one training of a neck."""
 
-    data: str = field(metadata={"help": "labelled image data set with a train split"})
-    codec: str = field(metadata={"help": "folder or Hub id of the trained codec"})
-    clip: str = field(metadata={"help": "folder or Hub id of the CLIP, with zero_shot.json"})
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "keeps latents and teacher's embeddings, by default OUTPUT_DIR/cache"}
+    data: str = field(metadata={"help": "Hub id or folder that `datasets` loads, with columns image and label"})
+    reading: str = field(default="rows", metadata={"help": "memory, rows or stream"})
+    validation_split: str = "validation"
+    validation_pictures: int = field(default=500, metadata={"help": "pictures that are coded in a validation"})
+    calibration_pictures: int = field(default=64, metadata={"help": "from which integer networks are derived"})
+    codec: str | None = field(default=None, metadata={"help": "folder or Hub id of the trained codec"})
+    clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
+    model: str | None = field(default=None, metadata={"help": "ComNeck model to start from, instead of a fresh neck"})
+    templates_file: str = field(default=str(TEMPLATES_FILE), metadata={"help": "JSON list of prompt templates"})
+    scenario: str = field(default="d1", metadata={"help": "d1, d2 or d3"})
+    quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
+    preset: str = field(default="paper", metadata={"help": "paper or official"})
+    lmbda: float = field(default=1.0, metadata={"help": "of the joint stage, for distortion and distillation"})
+    reconstruction_weight: float = field(default=60.0, metadata={"help": "gamma of the joint stage of d2"})
+    distillation_weight: float = field(default=1.0, metadata={"help": "beta of the joint stage"})
+    targets: list[str] = field(
+        default_factory=lambda: ["image_embeds"],
+        metadata={"help": "what is distilled: image_embeds, last_hidden_state, hidden_states[-2]; NAME=WEIGHT"},
     )
-    scenario: str = "d1"
-    quality: int = 2
     num_skipped_layers: int = 2
-    batch_size: int = 32
-    weight_decay: float = 0.05
-    num_variants: int = field(default=4, metadata={"help": "augmented crops of each picture, coded once"})
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
-
-
-@dataclass
-class CodedPictures:
-    """What the neck learns from: latents `(n, channels, h, w)`, the teacher's embeddings `(n, d)`, classes `(n,)`."""
-
-    latents: torch.Tensor
-    teacher_embeds: torch.Tensor
-    labels: torch.Tensor
-    zero_shot_weights: torch.Tensor
-
-    def batch(self, size: int, *, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, embeddings and classes of `size` random pictures."""
-        chosen = torch.randint(len(self.latents), (size,), generator=torch.Generator().manual_seed(seed))
-        parts = (self.latents, self.teacher_embeds, self.labels)
-        return tuple(part[chosen].to(device) for part in parts)
-
-
-def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
-    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-
-
-def code_pictures(args: NeckArguments, codec: ElicModel, clip: CLIPModel, side: int) -> CodedPictures:
-    """Codes `num_variants` random crops of every picture. Codec and teacher are frozen, so once is exact."""
-    pack = load_pack(args.data, "train")
-    prompts, tokenizer = load_class_prompts(args.clip), AutoTokenizer.from_pretrained(args.clip)
-    augmentation = Augmentation(side, args.num_variants, smallest_crop=args.smallest_crop, seed=args.seed)
-    folder = args.cache_dir or Path(args.output_dir) / "cache"
-    return CodedPictures(
-        coded_latents(codec, pack, augmentation, folder),
-        teacher_embeddings(clip, pack, augmentation, folder),
-        pack.labels.repeat(args.num_variants),
-        zero_shot_weights(clip, tokenizer, class_names=pack.class_names, templates=prompts.templates).to(clip.device),
+    jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
+    coded_variants: int = field(
+        default=0,
+        metadata={"help": "d1: code this many crops of each picture once and train on them, 0 for fresh ones"},
     )
+    cache_dir: str | None = field(default=None, metadata={"help": "keeps coded crops, by default OUTPUT_DIR/cache"})
 
 
-def main(args: NeckArguments) -> None:
-    accelerator = prepare_run(args)
-    clip = CLIPModel.from_pretrained(args.clip).requires_grad_(False).eval().to(accelerator.device)
-    model = ComNeckModel.from_codec_and_clip(
+def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
+    """The model to start from: a trained one, or codec and CLIP with a fresh neck."""
+    if args.model is not None:
+        model = ComNeckModel.from_pretrained(args.model)
+        model.config.update({"scenario": args.scenario, "quality": args.quality})
+        return model
+    return ComNeckModel.from_codec_and_clip(
         ElicModel.from_pretrained(args.codec),
         clip,
         scenario=args.scenario,
         quality=args.quality,
         num_skipped_layers=args.num_skipped_layers,
+        post_layernorm_repeats=PRESETS[args.preset].post_layernorm_repeats,
     )
-    model.requires_grad_(False)
-    model.vision_model.neck.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        model.vision_model.neck.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay
-    )
-    warm_up = max(1, args.steps // 50)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda index: min(1.0, (index + 1) / warm_up) * stage_at(COMNECK_D1, index / args.steps).learning_rate_factor,
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
-    network = accelerator.unwrap_model(model)
-    side = network.config.image_size
-    coded = code_pictures(args, network.codec, clip, side)
 
-    def step(index: int) -> Metrics:
-        latents, teacher_embeds, labels = coded.batch(
-            args.batch_size, seed=args.seed * 1_000_003 + index, device=accelerator.device
-        )
-        with accelerator.autocast():
-            image_embeds = model(latents=latents).image_embeds
-        loss, metrics = surrogate_loss(
-            image_embeds.float(),
-            teacher_embeds,
-            labels,
-            coded.zero_shot_weights,
-            logit_scale=clip.logit_scale.exp().item(),
-            stage=stage_at(COMNECK_D1, index / args.steps),
-        )
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        return metrics
 
-    train_steps(accelerator, step, args)
-    output = Path(args.output_dir) / "model"
-    network.eval().save_pretrained(output, state_dict=half_precision(network))
-    crop_size = {"height": side, "width": side}
-    ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(output)
+def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel) -> Dataset:
+    """Fresh crops, or the latents and embeddings of crops that were coded once."""
+    augmentation = Augmentation(model.config.image_size, smallest_crop=args.smallest_crop, jitter=args.jitter)
+    if not args.coded_variants:
+        return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
+    folder = args.cache_dir or Path(args.output_dir) / "cache"
+    variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
+    return CodedPictures(
+        coded_latents(model.codec, variants, folder), teacher_embeddings(clip, variants, folder), variants.pack.labels
+    )
+
+
+def build_objective(
+    args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel, sample: ImagePack
+) -> ComNeckObjective:
+    """Stages, targets and, where the data has classes, the zero-shot classifier."""
+    preset, weights = PRESETS[args.preset], None
+    stages = comneck_stages(
+        args.scenario,
+        preset,
+        lmbda=args.lmbda,
+        reconstruction=args.reconstruction_weight,
+        distillation=args.distillation_weight,
+    )
+    if sample.class_names:
+        weights = zero_shot_weights(
+            clip,
+            AutoTokenizer.from_pretrained(args.clip),
+            class_names=[name.partition(",")[0] for name in sample.class_names],  # ImageNet's list synonyms
+            templates=json.loads(Path(args.templates_file).read_text(encoding="utf-8")),
+            cache_dir=args.cache_dir or Path(args.output_dir) / "cache",
+        )
+    return ComNeckObjective(
+        model,
+        clip,
+        choose_stages(stages, args.stages),
+        zero_shot_weights=weights,
+        targets=parse_targets(args.targets),
+        normalize_logits=preset.normalize_logits,
+        calibration_pictures=sample.images / 255,
+    )
+
+
+def validate(objective: ComNeckObjective, clip: CLIPModel, pictures: ImagePack, stage: Stage) -> Metrics:
+    """Zero-shot accuracy from real bytes; without classes the distance of the embeddings from CLIP's."""
+    model = objective.calibrate()
+    if pictures.labels is not None:
+        weights = objective.zero_shot_weights
+        accuracy = measure_accuracy(model, clip, pictures.images, pictures.labels, zero_shot_weights=weights)
+        return {"score": accuracy["latents_top1"], **accuracy}
+    distance = measure_distance(model, clip, pictures.images)
+    return {"score": -distance["distance"], **distance}
+
+
+def main(args: ComNeckArguments) -> None:
+    accelerator = prepare_run(args)
+    clip = CLIPModel.from_pretrained(args.clip).to(accelerator.device)
+    model = build_model(args, clip).to(accelerator.device)
+    side = model.config.image_size
+    options = {"reading": args.reading, "side": side}
+    with accelerator.main_process_first():
+        pictures = build_pictures(args, model, clip)
+        sample = load_sample(args.data, "train", args.calibration_pictures, **options)
+        validation = load_sample(args.data, args.validation_split, args.validation_pictures, **options)
+        objective = build_objective(args, model, clip, sample)
+    loader = picture_loader(pictures, batch_size=args.batch_size, num_workers=args.dataloader_num_workers)
+    measure = partial(validate, objective, clip, validation)
+    Training(accelerator, objective, loader, args, validate=measure).run()
 
 
 if __name__ == "__main__":
-    main(parse_arguments(NeckArguments))
+    main(parse_arguments(ComNeckArguments))

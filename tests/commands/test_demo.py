@@ -36,9 +36,9 @@ def packaged(tmp_path_factory):
 
 def test_the_photograph_is_the_crop_that_its_readme_states():
     picture = np.array(Image.open(demo_photograph()))
-    assert np.array_equal(picture, data.astronaut()[0:176, 140:316])
+    assert np.array_equal(picture, data.astronaut()[30:190, 165:325])
     readme = demo_photograph().with_name("README.md").read_text()
-    assert "columns 140\nto 315 and rows 0 to 175" in readme and "public domain" in readme
+    assert "columns 165\nto 324 and rows 30 to 189" in readme and "public domain" in readme
 
 
 def test_the_packaged_demo_sees_a_face_three_ways(packaged):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comneck_hf.evaluation.plots import plot_rate_distortion, save_label_figure
+from comneck_hf.evaluation.plots import plot_rate_accuracy, plot_rate_distortion, save_label_figure
 
 
 PICTURES = [("one", Image.new("RGB", (8, 8), (250, 10, 20))), ("two", Image.new("RGB", (8, 8), (10, 240, 20)))]
@@ -36,3 +36,12 @@ def test_the_curve_has_a_panel_for_every_data_set(tmp_path):
     plot_rate_distortion({"kodak": values}, path, name="ours")
     assert both[0] == 2 * Image.open(path).size[0]
     assert (31, 90, 150) in colors(path)  # the star of the codec
+
+
+def test_the_accuracies_are_drawn_one_curve_each(tmp_path):
+    path = tmp_path / "accuracy.png"
+    curves = {"d1": [(300, 60.0), (150, 50.0)], "d2": [(140, 55.0), (310, 64.0)]}
+    plot_rate_accuracy(curves, path, original=70.0)
+    assert {(31, 119, 180), (255, 127, 14), (0, 0, 0)} <= colors(path)  # matplotlib's first two, and the original's
+    plot_rate_accuracy({"d1": curves["d1"]}, path, original=70.0)
+    assert (255, 127, 14) not in colors(path)

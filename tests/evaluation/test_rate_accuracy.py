@@ -9,7 +9,7 @@ from comneck_hf.evaluation.metrics import psnr
 from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.evaluation.rate_accuracy import JPEG_CURVE, measure_accuracy, measure_rate_distortion
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.training.data import clip_inputs
+from comneck_hf.training.augmentation import clip_inputs
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,24 @@
+import io
+import tarfile
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import (
-    center_crop_resize,
-    color_jitter,
     load_pack,
+    load_rows,
+    load_sample,
     load_shapes_pack,
-    normalize,
-    random_crops,
-    random_erasing,
-    random_resized_crops,
-    shuffled_batches,
+    picture_loader,
+    training_pictures,
 )
 
 
 ANSWERS = ["circle", "green", "red", "gray", "yes", "teal", "rectangle", "triangle", "no"]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def ramps(count: int, height: int, width: int) -> torch.Tensor:
-    """Pictures whose red is the row, green the column and blue the index, so that a crop tells where it came from."""
-    images = torch.empty((count, 3, height, width), dtype=torch.uint8)
-    images[:, 0] = torch.arange(height, dtype=torch.uint8)[:, None]
-    images[:, 1] = torch.arange(width, dtype=torch.uint8)
-    images[:, 2] = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1)
-    return images
 
 
 def save_as_parquet(folder, rows: dict, features: datasets.Features, split: str) -> None:
@@ -106,99 +94,115 @@ def test_shapes_are_labeled_from_their_questions_and_answers(tmp_path):
     assert len(pack.class_names) == 4 * 3
 
 
-def test_random_crops_are_windows_of_their_own_picture_and_half_are_mirrored():
-    crops = random_crops(ramps(200, 24, 30), 16, generator=generator())
-    assert crops.shape == (200, 3, 16, 16) and crops.dtype == torch.float32
-    pixels = (crops * 255).round()
-    assert torch.equal(pixels[:, 2, 0, 0], torch.arange(200.0))
-    steps = pixels[:, 1].diff(dim=2)
-    mirrored = (steps == -1).all(2).all(1)
-    assert torch.equal(~mirrored, (steps == 1).all(2).all(1))
-    assert 70 <= mirrored.sum() <= 130
-    assert pixels[:, 0].min() == 0 and pixels[:, 0].max() == 23 and pixels[:, 1].max() == 29
+@pytest.fixture
+def mixed_rows(tmp_path):
+    """Five pictures of several sizes and modes, the middle one gray, in a folder of pictures with classes."""
+    for index in range(5):
+        folder = tmp_path / "folder" / "train" / ("cat", "dog")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (70 + index, 64 + 2 * index), (40 * index, 0, 0))
+        (image.convert("L") if index == 2 else image).save(folder / f"{index}.png")
+    return tmp_path / "folder"
 
 
-def test_random_crops_of_the_picture_size_change_nothing_but_the_direction():
-    images = ramps(20, 16, 16)
-    crops = (random_crops(images, 16, generator=generator()) * 255).round().to(torch.uint8)
-    assert all(torch.equal(crop, image) or torch.equal(crop, image.flip(-1)) for crop, image in zip(crops, images))
+def test_rows_are_read_from_a_folder_of_pictures_at_their_own_sizes(mixed_rows):
+    rows = load_rows(mixed_rows, "train")
+    assert rows.class_names == ("cat", "dog")
+    assert sorted(rows.labels.tolist()) == [0, 0, 0, 1, 1]
+    pictures = rows.pictures([4, 0])
+    assert all(picture.dtype == torch.uint8 and picture.shape[0] == 3 for picture in pictures)
+    assert pictures[0].shape != pictures[1].shape
 
 
-@pytest.mark.parametrize("crop", [random_crops, random_resized_crops])
-def test_the_same_generator_seed_gives_the_same_crops(crop):
-    images = torch.randint(256, (8, 3, 40, 40), dtype=torch.uint8, generator=generator())
-    assert torch.equal(crop(images, 24, generator=generator(1)), crop(images, 24, generator=generator(1)))
-    assert not torch.equal(crop(images, 24, generator=generator(1)), crop(images, 24, generator=generator(2)))
+def test_rows_without_a_label_have_none_and_rows_without_a_picture_are_refused(tmp_path):
+    image = datasets.Features({"image": datasets.Image()})
+    save_as_parquet(tmp_path / "plain", {"image": [Image.new("RGB", (8, 8))]}, image, "train")
+    pictures = training_pictures(tmp_path / "plain", Augmentation(8))
+    assert pictures.source.labels is None and pictures.source.class_names == ()
+    assert set(pictures.__getitems__([0])) == {"pixel_values"}
+    text = datasets.Features({"text": datasets.Value("string")})
+    save_as_parquet(tmp_path / "text", {"text": ["no picture"]}, text, "train")
+    with pytest.raises(ValueError, match=r"needs a column 'image', it has \['text'\]"):
+        load_rows(tmp_path / "text", "train")
 
 
-def test_crops_larger_than_the_picture_are_refused():
-    with pytest.raises(ValueError, match="24x30.*crop size 32"):
-        random_crops(ramps(1, 24, 30), 32, generator=generator())
+def test_integer_labels_are_named_by_their_numbers(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [Image.new("RGB", (8, 8))] * 2, "label": [2, 0]}
+    save_as_parquet(tmp_path / "pack", rows, features, "train")
+    assert load_rows(tmp_path / "pack", "train").class_names == ("0", "1", "2")
 
 
-def test_random_resized_crops_cover_areas_within_the_scale():
-    crops = random_resized_crops(ramps(300, 100, 100), 50, generator=generator(), scale=(0.25, 1.0))
-    assert crops.shape == (300, 3, 50, 50)
-    assert crops.min() >= 0 and crops.max() <= 1
-    pixels = crops * 255
-    heights = (pixels[:, 0, -1, 25] - pixels[:, 0, 0, 25]) * 50 / 49
-    widths = (pixels[:, 1, 25, -1] - pixels[:, 1, 25, 0]).abs() * 50 / 49
-    areas, ratios = heights * widths / 10_000, widths / heights
-    assert 0.2 < areas.min() < 0.3 and 0.9 < areas.max() < 1.1
-    assert 0.65 < ratios.min() < 0.85 and 1.2 < ratios.max() < 1.5
+@pytest.mark.parametrize("reading", ["memory", "rows"])
+def test_a_batch_depends_on_seed_epoch_and_pictures_alone(pack_folder, reading):
+    def batch(*, seed: int = 0, epoch: int = 0, indices: tuple[int, ...] = (2, 0)) -> torch.Tensor:
+        pictures = training_pictures(pack_folder, Augmentation(16, jitter=0.5), reading=reading, seed=seed)
+        pictures.set_epoch(epoch)
+        return pictures.__getitems__(list(indices))["pixel_values"]
+
+    assert torch.equal(batch(), batch())
+    for change in ({"seed": 1}, {"epoch": 1}, {"indices": (0, 2)}):
+        assert not torch.equal(batch(), batch(**change))
 
 
-def test_center_crop_resize_takes_the_middle():
-    cropped = center_crop_resize(ramps(2, 40, 60), 20, crop_size=20)
-    assert torch.allclose(cropped * 255, ramps(2, 40, 60)[:, :, 10:30, 20:40].float(), atol=1e-3)
-    with pytest.raises(ValueError, match="40x60.*crop_size 50"):
-        center_crop_resize(ramps(1, 40, 60), 20, crop_size=50)
+def test_worker_processes_change_nothing(pack_folder):
+    pictures = training_pictures(pack_folder, Augmentation(16, jitter=0.5))
+    batches = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        batches.append(list(picture_loader(pictures, batch_size=1, num_workers=workers)))
+    for here, there in zip(*batches, strict=True):
+        assert here.keys() == there.keys() == {"pixel_values", "labels"}
+        assert all(torch.equal(here[name], there[name]) for name in here)
 
 
-def test_center_crop_resize_agrees_with_pillow():
-    rows = torch.linspace(0, 6.28, 96)
-    smooth = ((rows.sin()[:, None] * rows.cos() + 1) * 127).to(torch.uint8).expand(1, 3, 96, 96)
-    ours = center_crop_resize(smooth, 56)[0] * 255
-    pillow = Image.fromarray(smooth[0].permute(1, 2, 0).numpy()).resize((56, 56), Image.Resampling.BICUBIC)
-    assert (ours - torch.from_numpy(np.array(pillow)).permute(2, 0, 1)).abs().max() < 1.5
+@pytest.fixture
+def shards(tmp_path):
+    """Two webdataset shards of four pictures each, whose red is their class."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
+            for index in range(4):
+                number = 4 * shard + index
+                picture, label = io.BytesIO(), io.BytesIO(str(number).encode())
+                Image.new("RGB", (20, 20), (10 * number, 0, 0)).save(picture, "png")
+                for suffix, data in (("png", picture), ("cls", label)):
+                    member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    member.size = data.tell() if suffix == "png" else len(data.getvalue())
+                    data.seek(0)
+                    tar.addfile(member, data)
+    return folder
 
 
-def test_batches_of_an_epoch_are_disjoint_reproducible_and_differ_between_epochs():
-    epochs = [torch.cat(list(shuffled_batches(50, 8, seed=3, epoch=epoch))) for epoch in (0, 1, 0)]
-    assert all(len(epoch) == 48 and len(epoch.unique()) == 48 for epoch in epochs)
-    assert torch.equal(epochs[0], epochs[2])
-    assert not torch.equal(epochs[0], epochs[1])
+def test_shards_are_streamed_in_an_order_of_their_epoch(shards):
+    stream = training_pictures(shards, Augmentation(16), reading="stream", seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        samples = list(stream)
+        orders.append([int(sample["labels"]) for sample in samples])
+        for sample in samples:
+            assert sample["pixel_values"].shape == (3, 16, 16)
+            assert (sample["pixel_values"][0] * 255).round().unique().tolist() == [10 * int(sample["labels"])]
+    assert sorted(orders[0]) == list(range(8))
+    assert orders[0] == orders[2] != orders[1]
+    (batch, *_) = picture_loader(stream, batch_size=4)
+    assert batch["pixel_values"].shape == (4, 3, 16, 16) and batch["labels"].shape == (4,)
 
 
-@pytest.mark.parametrize("batch_size", [0, 9])
-def test_impossible_batch_sizes_are_refused(batch_size):
-    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected 1 to 8"):
-        next(shuffled_batches(8, batch_size, seed=0, epoch=0))
+def test_a_sample_is_spread_over_the_split_and_has_one_size(mixed_rows, shards):
+    sample = load_sample(mixed_rows, "train", 3)
+    assert sample.images.shape == (3, 3, 64, 64) and len(sample.labels) == 3
+    assert len(load_sample(mixed_rows, "train", 100)) == 5
+    with pytest.raises(ValueError, match="smallest picture has a side of 64 pixels, and squares of 128"):
+        load_sample(mixed_rows, "train", 3, side=128)
+    with pytest.raises(ValueError, match="smallest picture has a side of 20 pixels, and squares of 64"):
+        load_sample(shards, "train", 3, reading="stream")
 
 
-def test_color_jitter_of_strength_zero_is_the_identity_and_otherwise_varies_per_picture():
-    images = torch.rand((6, 3, 8, 8), generator=generator())
-    assert torch.allclose(color_jitter(images, strength=0.0, generator=generator()), images, atol=1e-6)
-    same = images[:1].expand(6, -1, -1, -1)
-    jittered = color_jitter(same, strength=0.4, generator=generator())
-    assert jittered.min() >= 0 and jittered.max() <= 1
-    assert len(jittered.flatten(1).mean(1).unique()) == 6
-
-
-def test_random_erasing_fills_one_rectangle_of_the_chosen_share():
-    images = torch.ones((400, 3, 20, 20))
-    erased = random_erasing(images, probability=0.25, generator=generator())
-    shares = (erased[:, 0] == 0).float().mean((1, 2))
-    assert 70 <= (shares > 0).sum() <= 130
-    assert shares.max() <= 0.25
-    for mask in (erased[:, 0] == 0)[shares > 0]:
-        rows, columns = mask.any(1), mask.any(0)
-        assert torch.equal(mask, rows[:, None] & columns)
-
-
-def test_normalize_maps_the_mean_color_of_clip_to_zero():
-    gray = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert torch.allclose(normalize(gray), torch.zeros(1, 3, 2, 2))
-    assert torch.allclose(
-        normalize(torch.ones(1, 3, 1, 1)).flatten(), torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-3
-    )
+def test_impossible_readings_and_batches_are_refused(pack_folder):
+    with pytest.raises(ValueError, match=r"`reading` must be one of .*'rows'.* got 'disk'"):
+        training_pictures(pack_folder, Augmentation(16), reading="disk")
+    with pytest.raises(ValueError, match="3 pictures, fewer than batch_size 4"):
+        picture_loader(training_pictures(pack_folder, Augmentation(16)), batch_size=4)

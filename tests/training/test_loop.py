@@ -1,100 +1,129 @@
-"""The training loop, its command lines, and the scripts that use it, on a data set of a few drawn pictures."""
+"""The training loop through its scripts: interruptions, processes, accumulation, logs, and what may not happen."""
 
-import importlib.util
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, Features, Image, Value
-from PIL import Image as PilImage
-from transformers import CLIPModel
+from safetensors.torch import load_file
 
-import comneck_hf
+from comneck_hf.evaluation.rate_accuracy import measure_codec
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
-from comneck_hf.models.elic.quantization_elic import synthetic_pictures
-from comneck_hf.training.arguments import RunArguments, parse_arguments
-from comneck_hf.training.loop import train_steps
+from comneck_hf.training.arguments import parse_arguments
+from comneck_hf.training.data import load_sample
+
+from .conftest import WIDTHS
+from .launch import launch, load_script, run_script
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-WIDTHS = "hidden_channels: 8\nlatent_channels: 12\ngroup_channels: [1, 1, 2, 3, 5]\n"
-WIDTHS += "context_channels: [6, 4]\naggregation_channels: [12, 10]\n"
+def same_weights(first: Path, second: Path) -> bool:
+    """Whether two model folders hold the same tensors, bit for bit."""
+    left, right = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def load_script(name: str) -> ModuleType:
-    """A script of the repository as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def codec_words(data_folder: Path) -> list[object]:
+    widths = [text for name, value in WIDTHS.items() for text in (f"--{name}", *_words(value))]
+    return [*widths, "--data", data_folder, "--batch_size", 2, "--crop_size", 64, "--calibration_pictures", 2]
 
 
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack of 12 labelled pictures of 144x144."""
-    folder = tmp_path_factory.mktemp("pack")
-    pictures = (synthetic_pictures(144, 12) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    rows = {
-        "image": [PilImage.fromarray(picture) for picture in pictures],
-        "label": [index % 3 for index in range(12)],
-        "class_name": [("wave", "edge", "noise")[index % 3] for index in range(12)],
-    }
-    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"]), "class_name": Value("string")})
-    dataset = Dataset.from_dict(rows, features=features)
-    (folder / "data").mkdir()
-    for split in ("train", "validation"):
-        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    return folder
+def comneck_words(data_folder: Path, codec_folder: Path, clip_folder: Path) -> list[object]:
+    parts = ["--data", data_folder, "--codec", codec_folder, "--clip", clip_folder]
+    return [*parts, "--batch_size", 2, "--calibration_pictures", 2, "--validation_pictures", 2]
 
 
-def test_an_interrupted_codec_training_ends_in_the_same_weights(data_folder, tmp_path):
-    script = load_script("train_codec")
-    config = tmp_path / "codec.yaml"
-    config.write_text(WIDTHS + "steps: 6\nbatch_size: 2\nfinal_batch_size: 1\ncheckpointing_steps: 3\n")
-
-    def run(output: str, *flags: str) -> ElicModel:
-        words = [str(config), "--data", str(data_folder), "--output_dir", str(tmp_path / output), *flags]
-        script.main(parse_arguments(script.CodecArguments, words))
-        return ElicModel.from_pretrained(tmp_path / output / "model")
-
-    whole = run("whole")
-    interrupted_at = json.loads((tmp_path / "whole" / "progress.json").read_text())["step"]
-    assert interrupted_at == 6
-
-    original = script.train_steps
-
-    def stop_early(accelerator, step, args):
-        original(accelerator, step, replace(args, steps=3))
-        raise KeyboardInterrupt
-
-    script.train_steps = stop_early
-    with pytest.raises(KeyboardInterrupt):
-        run("parts")
-    script.train_steps = original
-    resumed = run("parts", "--resume_from_checkpoint", "true")
-    for (name, expected), value in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(value, expected), name
+def _words(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    model = accelerator.prepare(torch.nn.Linear(2, 2))
+def check_resume(name: str, words: list[object], tmp_path: Path, *, kills: list[int]) -> None:
+    """Kills a run of two processes after each of some checkpoints and compares its end with an uninterrupted run's."""
+    words = [*words, "--checkpointing_steps", 1, "--validation_steps", 2]
+    launch(name, *words, "--output_dir", tmp_path / "whole", processes=2)
+    words += ["--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "true"]
+    for step in kills:
+        launch(name, *words, processes=2, kill_at=tmp_path / "killed" / "checkpoints" / f"step-{step:08d}")
+        assert not (tmp_path / "killed" / "model").exists()
+    launch(name, *words, processes=2)
+    assert same_weights(tmp_path / "whole" / "model", tmp_path / "killed" / "model")
+    logs = [json.loads((tmp_path / run / "log.json").read_text())["log"] for run in ("whole", "killed")]
+    for entry in (*logs[0], *logs[1]):
+        entry.pop("seconds", None)
+    assert logs[0] == logs[1]
 
-    def step(index: int) -> dict[str, float]:
-        with torch.no_grad():
-            model.weight.fill_(index)
-        return {"loss": float("nan") if index == 5 else 1.0}
 
-    with pytest.raises(RuntimeError, match="not finite at step 5"):
-        train_steps(accelerator, step, RunArguments(output_dir=str(tmp_path), steps=10, checkpointing_steps=2))
-    assert json.loads((tmp_path / "progress.json").read_text())["step"] == 4
-    accelerator.load_state(str(tmp_path / "checkpoint"))
-    assert torch.equal(model.weight, torch.full((2, 2), 3.0))
+def test_a_killed_codec_training_ends_in_the_same_bits(data_folder, tmp_path):
+    words = [*codec_words(data_folder), "--steps", 20, "--logging_steps", 1]
+    check_resume("train_codec", words, tmp_path, kills=[8, 18])
+
+
+def test_a_killed_joint_training_ends_in_the_same_bits(data_folder, codec_folder, clip_folder, tmp_path):
+    words = [*comneck_words(data_folder, codec_folder, clip_folder), "--scenario", "d2", "--steps", 24]
+    check_resume("train_comneck", [*words, "--logging_steps", 1], tmp_path, kills=[1, 4, 6, 12, 21])
+
+
+def test_a_killed_clip_training_ends_in_the_same_bits(data_folder, shapes_folder, tmp_path):
+    words = ["--data", data_folder, "--shapes_data", shapes_folder, "--batch_size", 4, "--text_steps", 3]
+    words += ["--guide_steps", 4, "--vision_steps", 4, 3, "--resolutions", 28, 56, "--logging_steps", 1]
+    check_resume("train_clip", words, tmp_path, kills=[1, 5, 9, 12])
+
+
+@pytest.mark.parametrize("scenario", ["d1", "d3"])
+def test_two_processes_equal_one_that_accumulates(data_folder, codec_folder, clip_folder, tmp_path, scenario):
+    words = [*comneck_words(data_folder, codec_folder, clip_folder), "--scenario", scenario, "--steps", 10]
+    words += ["--logging_steps", 1, "--output_dir"]
+    launch("train_comneck", *words, tmp_path / "two", processes=2)
+    launch("train_comneck", *words, tmp_path / "one", "--gradient_accumulation_steps", 2, processes=1)
+    curves = []
+    for run in ("two", "one"):
+        log = json.loads((tmp_path / run / "log.json").read_text())["log"]
+        curves.append([entry["loss"] for entry in log if "loss" in entry])
+    assert len(curves[0]) == 10
+    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
+    assert max(curves[0]) > 1.05 * min(curves[0])
+
+
+def test_a_run_keeps_its_best_and_last_weights_and_its_log(data_folder, tmp_path):
+    log_file = tmp_path / "results.json"
+    words = [*codec_words(data_folder), "--steps", 12, "--validation_steps", 2, "--checkpointing_steps", 5]
+    words += ["--logging_steps", 3, "--learning_rate", 0.03, "--report_to", "tensorboard"]
+    run_script("train_codec", *words, "--output_dir", tmp_path / "run", "--log_file", log_file)
+    log = json.loads(log_file.read_text())
+    assert log["config"]["lmbda"] == 0.008
+    assert [stage["name"] for stage in log["stages"]] == ["noise", "round"]
+    scores = {entry["step"]: entry["validation_score"] for entry in log["log"] if "validation_score" in entry}
+    assert list(scores) == [2, 4, 6, 8, 10, 12]
+    assert max(scores.values()) > scores[12]  # the learning rate is too high to become better
+    validation = load_sample(data_folder, "validation", 100).images
+    measured = measure_codec(ElicModel.from_pretrained(tmp_path / "run" / "best").eval(), validation)
+    score = -(0.008 * 255**2 * measured["mse"] + measured["bpp"])
+    assert score == pytest.approx(max(scores.values()), rel=1e-4)
+    assert not same_weights(tmp_path / "run" / "best", tmp_path / "run" / "model")
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000012"]
+    assert list((tmp_path / "run" / "comneck_hf").glob("events*"))
+    assert ElicModel.from_pretrained(tmp_path / "run" / "best").config.quality == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data_folder, tmp_path):
+    words = [*codec_words(data_folder), "--steps", 40, "--checkpointing_steps", 1, "--output_dir", tmp_path]
+    with pytest.raises(RuntimeError, match=r"not finite at step \d+: .*rate.*--resume_from_checkpoint"):
+        run_script("train_codec", *words, "--learning_rate", "1e12", "--max_grad_norm", 0)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values() if tensor.is_floating_point())
+    with pytest.raises(ValueError, match="holds a checkpoint of an earlier run"):
+        run_script("train_codec", *words)
+
+
+def test_a_finished_run_can_be_made_longer(data_folder, tmp_path):
+    words = [*codec_words(data_folder), "--output_dir", tmp_path, "--resume_from_checkpoint", "true", "--steps"]
+    run_script("train_codec", *words, 4)
+    run_script("train_codec", *words, 6)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+    with pytest.raises(ValueError, match="beyond `steps` 3"):
+        run_script("train_codec", *words, 3)
 
 
 def test_flags_override_the_file_and_unknown_keys_are_refused(tmp_path):
@@ -102,33 +131,36 @@ def test_flags_override_the_file_and_unknown_keys_are_refused(tmp_path):
     config = tmp_path / "neck.yaml"
     config.write_text("steps: 7\nlearning_rate: 1.0e-2\n")
     words = [str(config), "--data", "d", "--codec", "c", "--clip", "t", "--output_dir", "o", "--steps", "9"]
-    args = parse_arguments(script.NeckArguments, words)
+    args = parse_arguments(script.ComNeckArguments, words)
     assert (args.steps, args.learning_rate, args.batch_size) == (9, 1e-2, 32)
     config.write_text("step: 7\n")
     with pytest.raises(ValueError, match=r"unknown keys \['step'\]"):
-        parse_arguments(script.NeckArguments, words)
+        parse_arguments(script.ComNeckArguments, words)
+    config.write_text("steps: 0\n")
+    with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
+        parse_arguments(script.ComNeckArguments, [word for word in words if word not in ("--steps", "9")])
 
 
-def test_the_neck_training_changes_only_the_neck(data_folder, tmp_path):
-    script, codec_script = load_script("train_comneck"), load_script("train_codec")
-    config = tmp_path / "codec.yaml"
-    config.write_text(WIDTHS + "steps: 2\nbatch_size: 2\nfinal_batch_size: 1\n")
-    words = [str(config), "--data", str(data_folder), "--output_dir", str(tmp_path / "codec")]
-    codec_script.main(parse_arguments(codec_script.CodecArguments, words))
-    clip = comneck_hf.pretrained("comneck-tiny-clip")
-    words = ["--data", str(data_folder), "--codec", str(tmp_path / "codec" / "model"), "--clip", str(clip)]
-    words += ["--output_dir", str(tmp_path / "neck"), "--steps", "3", "--batch_size", "4", "--num_variants", "2"]
-    log_file = tmp_path / "log.json"
-    script.main(parse_arguments(script.NeckArguments, [*words, "--log_file", str(log_file)]))
-    log = json.loads(log_file.read_text())
-    assert log["config"]["num_variants"] == 2
-    assert log["log"][0]["distillation"] > 0
-    model = ComNeckModel.from_pretrained(tmp_path / "neck" / "model")
-    codec = ElicModel.from_pretrained(tmp_path / "codec" / "model")
-    picture = synthetic_pictures(128, 1)
-    assert model.compress(picture) == codec.compress(picture)
-    untrained = ComNeckModel.from_codec_and_clip(codec, CLIPModel.from_pretrained(clip), num_skipped_layers=2)
+@pytest.mark.parametrize("variants", [0, 2])
+def test_the_neck_training_changes_only_the_neck(data_folder, codec_folder, clip_folder, clip, tmp_path, variants):
+    words = [*comneck_words(data_folder, codec_folder, clip_folder), "--steps", 6, "--coded_variants", variants]
+    run_script("train_comneck", *words, "--output_dir", tmp_path)
+    model, codec = ComNeckModel.from_pretrained(tmp_path / "model"), ElicModel.from_pretrained(codec_folder)
+    untrained = ComNeckModel.from_codec_and_clip(codec, clip, num_skipped_layers=2)
     kept, trained = untrained.state_dict(), model.state_dict()
     changed = {name for name in kept if not torch.equal(kept[name].half().float(), trained[name].float())}
     assert changed
     assert all(".neck." in name for name in changed if kept[name].is_floating_point())
+    assert all(torch.equal(kept[name], trained[name]) for name in kept if not kept[name].is_floating_point())
+    assert (tmp_path / "model" / "preprocessor_config.json").exists()
+
+
+def test_the_other_trained_files_go_on_from_a_model(data_folder, codec_folder, clip_folder, tmp_path):
+    words = comneck_words(data_folder, codec_folder, clip_folder)
+    run_script("train_comneck", *words, "--steps", 3, "--output_dir", tmp_path / "d1", "--quality", 1)
+    words += ["--model", tmp_path / "d1" / "model", "--scenario", "d3", "--stages", "joint", "finish"]
+    run_script("train_comneck", *words, "--steps", 4, "--output_dir", tmp_path / "d3", "--quality", 1)
+    log = json.loads((tmp_path / "d3" / "log.json").read_text())
+    assert [stage["name"] for stage in log["stages"]] == ["joint", "finish"]
+    model = ComNeckModel.from_pretrained(tmp_path / "d3" / "model")
+    assert (model.config.scenario, model.config.quality) == ("d3", 1)

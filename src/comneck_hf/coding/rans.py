@@ -19,8 +19,9 @@ outruns several interleaved ones, which would waste 24 bits each.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache
+from functools import lru_cache, partial
+from queue import SimpleQueue
+from threading import Lock, Thread
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ from .tables import CodingTables
 
 __all__ = ["Decoder", "TableCoder"]
 
-_PARALLEL_SYMBOLS = 2**15  # below, handing work to a thread takes longer than doing it
+_WAKE_UP_SYMBOLS = 2**12  # about as many as a thread codes while another one wakes up
 
 
 class TableCoder:
@@ -200,26 +201,59 @@ def _as_int16(array: np.ndarray, *, name: str) -> np.ndarray:
 
 
 def _in_threads(work: Callable[[int, int], None], shape: tuple[int, int]) -> None:
-    """Runs `work(first, last)` over the pictures, split among torch's number of threads where that pays."""
-    pictures = shape[0]
-    if pictures < 2 or pictures * shape[1] < _PARALLEL_SYMBOLS or torch.get_num_threads() == 1:
+    """Runs `work(first, last)` over the pictures, shared among torch's number of threads where that pays.
+
+    The calling thread begins at once and gets more of the pictures than those that have to wake up first.
+    """
+    pictures, threads = shape[0], torch.get_num_threads()
+    share = max(0, pictures - _WAKE_UP_SYMBOLS // max(1, shape[1])) // threads
+    if threads == 1 or share == 0:
         work(0, pictures)
         return
-    threads = min(torch.get_num_threads(), pictures)
-    bounds = [pictures * part // threads for part in range(threads + 1)]
-    futures = [_pool(threads).submit(work, first, last) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)]
+    own = pictures - share * (threads - 1)
+    parts, done = range(own, pictures, share), SimpleQueue()
+    jobs = _workers().jobs(threads - 1)
+    for first in parts:
+        jobs.put((partial(work, first, first + share), done))
     try:
-        work(0, bounds[1])
+        work(0, own)
     finally:
-        wait(futures)
-    for future in futures:
-        future.result()
+        errors = [done.get() for _ in parts]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+class _Workers:
+    """Threads that wait for work. An executor's futures would take twice as long to hand over."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue = SimpleQueue()
+        self._count, self._lock = 0, Lock()
+
+    def jobs(self, threads: int) -> SimpleQueue:
+        """Takes pairs of a function and the queue that gets its error or `None`; at least so many threads serve it."""
+        with self._lock:
+            for _ in range(self._count, threads):
+                Thread(target=self._work, name="comneck-coder", daemon=True).start()
+            self._count = max(self._count, threads)
+        return self._jobs
+
+    def _work(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            try:
+                job()
+            except Exception as error:
+                done.put(error)
+            else:
+                done.put(None)
 
 
 @lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="comneck-coder")
+def _workers() -> _Workers:
+    return _Workers()
 
 
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_workers.cache_clear)

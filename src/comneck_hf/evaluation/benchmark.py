@@ -24,6 +24,7 @@ from .compressai_reference import CompressAICodec
 
 Task = Callable[[], object]
 _COMPARED_PICTURES = 8
+_SHARED_BATCHES = (8, 32, 128)
 
 
 def interleaved_medians(
@@ -60,7 +61,7 @@ def coder_speed(codec: ElicModel, pictures: torch.Tensor, *, repeats: int) -> di
     Args:
         codec: Its tables and symbols are used.
         pictures: uint8 `(count, 3, height, width)`, of which the first 8 are used for the comparison with CompressAI
-            and all for the size and for the threads.
+            and all for the size; threads share batches of 8, 32 and 128 of them, as far as there are so many.
         repeats: Rounds.
     """
     encoded = [_encode(codec, picture[None]) for picture in pictures]
@@ -84,7 +85,11 @@ def coder_speed(codec: ElicModel, pictures: torch.Tensor, *, repeats: int) -> di
             parts.append(ours | _compressai_tasks(coder.tables, codec, symbols[batch], indexes[batch], segments))
         seconds = interleaved_medians({name: _all_of(parts, name) for name in parts[0]}, repeats=repeats)
         report[f"batch_{size}"] = _coder_report(seconds, symbols[:_COMPARED_PICTURES].size)
-    report["two_threads"] = _thread_speed(coder, symbols, indexes, segments, repeats=repeats)
+    report["two_threads"] = {
+        f"batch_{size}": _thread_speed(coder, symbols[:size], indexes[:size], segments, repeats=repeats)
+        for size in _SHARED_BATCHES
+        if size <= len(symbols)
+    }
     return report
 
 
@@ -198,8 +203,7 @@ def _thread_speed(
                     seconds.setdefault((name, number), []).append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(threads)
-    ratios = {f"{name}_ratio": min(seconds[name, 1]) / min(seconds[name, 2]) for name in tasks}
-    return {"pictures": len(symbols), **ratios}
+    return {f"{name}_ratio": min(seconds[name, 1]) / min(seconds[name, 2]) for name in tasks}
 
 
 # --- whole calls -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 
-__all__ = ["plot_rate_distortion", "save_label_figure"]
+__all__ = ["plot_rate_accuracy", "plot_rate_distortion", "save_label_figure"]
 
 _BAR_COLOR, _HIGHLIGHT_COLOR = "#9db7d5", "#1f5a96"
 
@@ -78,4 +78,28 @@ def plot_rate_distortion(results: Mapping[str, Mapping[str, object]], path: str 
         )
         axis.grid(alpha=0.3)
         axis.legend()
+    figure.savefig(path)
+
+
+def plot_rate_accuracy(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, original: float
+) -> None:
+    """Draws accuracies over bytes, with the accuracy from uncoded pictures as a line.
+
+    Args:
+        curves: By name, pairs of bytes per picture and accuracy in percent.
+        path: Where to write; the suffix chooses the format.
+        original: Accuracy from uncoded pictures in percent.
+    """
+    figure = Figure(figsize=(6.2, 4.4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    axis.axhline(original, color="black", lw=1, ls="--", label="original pictures")
+    for name, curve in curves.items():
+        rates, values = zip(*sorted(curve), strict=True)
+        axis.plot(rates, values, "o-", ms=4, label=name)
+    axis.set(xscale="log", xlabel="bytes per picture, whole files", ylabel="zero-shot accuracy in %")
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.xaxis.set_minor_formatter("{x:.0f}")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
     figure.savefig(path)

@@ -10,7 +10,7 @@ from transformers import CLIPModel
 
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.modeling_elic import ElicModel
-from ..training.data import clip_inputs
+from ..training.augmentation import clip_inputs
 from .baselines import JPEG_OPTIONS, encode_jpeg, jpeg_at_bytes, jpeg_at_psnr
 from .metrics import bits_per_pixel, picture_psnr
 from .pictures import tensor_picture
@@ -59,13 +59,72 @@ def measure_accuracy(
         }
         for name, embeds in embeddings.items():
             scores = F.normalize(embeds, dim=-1) @ zero_shot_weights.T
-            correct = scores.topk(5).indices.eq(expected)
+            correct = scores.topk(min(5, len(zero_shot_weights))).indices.eq(expected)
             hits[name] += torch.stack([correct[:, 0].sum(), correct.any(1).sum()]).cpu()
     count = len(images)
     result = {f"{name}_top{k}": 100 * hits[name][i].item() / count for name in hits for i, k in ((0, 1), (1, 5))}
     height, width = images.shape[-2:]
     bpp = bits_per_pixel(num_bytes, height=height, width=width) / count
     return {"pictures": count, "bytes_per_picture": num_bytes / count, "bpp": bpp, **result}
+
+
+@torch.no_grad()
+def measure_distance(
+    model: ComNeckModel, clip: CLIPModel, images: torch.Tensor, *, batch_size: int = 64
+) -> dict[str, float]:
+    """How far embeddings from the latents are from CLIP's of the originals, for pictures without classes.
+
+    Args:
+        model: Codec, neck and tower.
+        clip: The CLIP the tower comes from.
+        images: uint8 `(n, 3, height, width)`, at the codec's input size.
+        batch_size: Pictures per batch.
+
+    Returns:
+        Mean squared `distance` of the embeddings, their mean `cosine`, mean bytes per picture and bpp.
+    """
+    size, num_bytes = clip.config.vision_config.image_size, 0
+    distances, cosines = [], []
+    for batch in tqdm(images.split(batch_size), desc="distance"):
+        pixel_values = batch.float().to(model.device) / 255
+        bitstreams = model.compress(pixel_values)
+        num_bytes += sum(map(len, bitstreams))
+        student = model(latents=model.decompress(bitstreams)).image_embeds
+        teacher = clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output
+        distances.append((student - teacher).square().mean(1))
+        cosines.append(F.cosine_similarity(student, teacher))
+    bpp = bits_per_pixel(num_bytes, height=images.shape[-2], width=images.shape[-1]) / len(images)
+    means = {"distance": torch.cat(distances).mean().item(), "cosine": torch.cat(cosines).mean().item()}
+    return {"pictures": len(images), "bytes_per_picture": num_bytes / len(images), "bpp": bpp, **means}
+
+
+@torch.no_grad()
+def measure_codec(codec: ElicModel, pictures: torch.Tensor, *, batch_size: int = 16) -> dict[str, float]:
+    """Real bytes and distortion of pictures of one size.
+
+    Args:
+        codec: The codec, ready to code.
+        pictures: uint8 `(n, 3, height, width)`.
+        batch_size: Pictures per batch.
+
+    Returns:
+        Means: `bytes`, `bpp`, `mse` of pictures in [0, 1] and `psnr` in dB, of 8-bit pictures.
+    """
+    num_bytes, errors = 0, []
+    height, width = pictures.shape[-2:]
+    for batch in pictures.split(batch_size):
+        original = batch.float().to(codec.device) / 255
+        bitstreams = codec.compress(original)
+        num_bytes += sum(map(len, bitstreams))
+        decoded = codec.decode(codec.decompress(bitstreams), size=(height, width))
+        errors.append(((decoded * 255).round() / 255 - original).square().mean((1, 2, 3)).double())
+    error, count = torch.cat(errors), len(pictures)
+    return {
+        "bytes": num_bytes / count,
+        "bpp": bits_per_pixel(num_bytes, height=height, width=width) / count,
+        "mse": error.mean().item(),
+        "psnr": (-10 * error.log10()).mean().item(),
+    }
 
 
 @torch.no_grad()
@@ -110,4 +169,4 @@ def measure_rate_distortion(codec: ElicModel, pictures: Iterable[torch.Tensor]) 
     }
 
 
-__all__ = ["measure_accuracy", "measure_rate_distortion"]
+__all__ = ["measure_accuracy", "measure_codec", "measure_distance", "measure_rate_distortion"]

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm, trange
 from ..models.elic.configuration_elic import ElicConfig
 from ..models.elic.modeling_elic import ElicModel
 from ..models.entropy_models import SCALE_BOUND, additive_noise, straight_through_round
-from ..training.data import random_crops
+from ..training.augmentation import random_crops
 from ..training.initialization import init_transforms_from_images
 from .pictures import load_pictures
 

@@ -14,17 +14,38 @@ Arguments = TypeVar("Arguments")
 
 @dataclass(kw_only=True)
 class RunArguments:
-    """What every training has: length, folders, numbers, threads."""
+    """What every training has: length, optimizers, folders, numbers, threads. The names are accelerate's."""
 
-    output_dir: str = field(metadata={"help": "where checkpoints and the model go"})
+    output_dir: str = field(metadata={"help": "gets checkpoints/, best/, model/ and the log"})
     log_file: str | None = field(default=None, metadata={"help": "JSON log, by default OUTPUT_DIR/log.json"})
-    steps: int = 6000
+    steps: int = field(default=6000, metadata={"help": "optimizer steps of all stages together"})
+    stages: list[str] = field(default_factory=list, metadata={"help": "run only these stages"})
+    batch_size: int = field(default=32, metadata={"help": "pictures per process and forward pass"})
+    gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
+    warmup_steps: int = field(default=100, metadata={"help": "linear warm-up at the start of new optimizers"})
+    weight_decay: float = 0.0
+    max_grad_norm: float = field(default=1.0, metadata={"help": "of the main parameters, 0 for no clipping"})
+    aux_learning_rate: float = field(default=1e-2, metadata={"help": "of the entropy bottleneck's medians"})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    logging_steps: int = 50
+    validation_steps: int = field(default=0, metadata={"help": "steps between validations, 0 for only at the end"})
     checkpointing_steps: int = 500
-    resume_from_checkpoint: bool = field(default=False, metadata={"help": "go on from the checkpoint in output_dir"})
-    num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
+    checkpoints_total_limit: int = field(default=1, metadata={"help": "checkpoints to keep"})
+    resume_from_checkpoint: bool = field(
+        default=False, metadata={"help": "go on from the last checkpoint in output_dir, if there is one"}
+    )
+    report_to: str | None = field(default=None, metadata={"help": "tensorboard, trackio or wandb"})
+    push_to_hub: bool = False
+    hub_model_id: str | None = field(default=None, metadata={"help": "repository, by default output_dir's name"})
+    dataloader_num_workers: int = 0
+    num_threads: int = field(default=0, metadata={"help": "CPU threads per process, 0 for torch's default"})
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "checkpointing_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 def parse_arguments(kind: type[Arguments], command_line: list[str] | None = None) -> Arguments:

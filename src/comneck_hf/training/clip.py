@@ -17,21 +17,21 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from comneck_hf.training.data import ImagePack, center_crop_resize, normalize
+from comneck_hf.training.augmentation import center_crop_resize, normalize
+from comneck_hf.training.data import ImagePack
 from comneck_hf.training.zero_shot import ClassPrompts, save_class_prompts, zero_shot_weights
 
 
 __all__ = [
-    "WeightAverage",
     "balanced_order",
     "build_clip",
     "build_tokenizer",
+    "caption_loss",
     "evaluate_zero_shot",
     "image_embeddings",
     "mix_images",
     "parameter_groups",
     "save_clip",
-    "separate_captions",
     "text_embeddings",
 ]
 
@@ -116,74 +116,51 @@ def text_embeddings(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts:
     return F.normalize(model.text_projection(pooled), dim=-1)
 
 
-def separate_captions(
-    model: CLIPModel,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    steps: int,
-    generator: torch.Generator,
-    learning_rate: float = 1e-3,
-) -> float:
-    """Teaches the text tower to tell the classes apart before it sees a picture.
+def caption_loss(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, *, class_names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Contrasts each class with the others across two random templates.
 
     A fresh text tower embeds all captions almost equally (cosines above 0.9), and the image tower then learns next to
-    nothing for many epochs. Here each class is contrasted with the others across two random templates.
+    nothing for many epochs. So the text tower learns to tell the classes apart before it sees a picture.
 
     Args:
-        model: the CLIP model; only its text tower and text projection are trained.
+        model: the CLIP model.
         tokenizer: its tokenizer.
         class_names: names of the classes.
-        templates: prompts with one `{}` for the class name each.
-        steps: number of AdamW steps.
-        generator: source of the choice of templates.
-        learning_rate: peak learning rate, which falls linearly to zero.
+        templates: prompts with one `{}` for the class name each; torch's global random numbers choose among them.
 
     Returns:
-        The loss of the last step (0 when `steps` is 0).
+        The cross-entropy, a scalar with gradients in text tower and text projection.
     """
-    parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
-    trainable = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-    targets = torch.arange(len(class_names), device=model.device)
-    loss = torch.zeros(())
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
-        choice = torch.randint(len(templates), (2 * len(class_names),), generator=generator).tolist()
-        captions = [templates[i].format(name) for i, name in zip(choice, [*class_names] * 2, strict=True)]
-        first, second = text_embeddings(model, tokenizer, captions).chunk(2)
-        loss = F.cross_entropy(model.logit_scale.exp().detach() * first @ second.T, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.zero_grad()
-    for parameter, flag in zip(parameters, trainable, strict=True):
-        parameter.requires_grad_(flag)
-    return loss.item()
+    choice = torch.randint(len(templates), (2 * len(class_names),)).tolist()
+    captions = [templates[i].format(name) for i, name in zip(choice, [*class_names] * 2, strict=True)]
+    first, second = text_embeddings(model, tokenizer, captions).chunk(2)
+    targets = torch.arange(len(class_names), device=first.device)
+    return F.cross_entropy(model.logit_scale.exp().detach() * first @ second.T, targets)
 
 
-def balanced_order(labels: Tensor, *, generator: torch.Generator, power: float = 0.5) -> Tensor:
+def balanced_order(labels: Tensor, count: int, *, generator: torch.Generator, power: float = 0.5) -> Tensor:
     """Indices for one epoch that repeat pictures of rare classes and skip some of frequent ones.
 
-    The expected number of pictures of a class is proportional to its size to the power of `1 - power`, and the
-    expected length of the epoch is the number of pictures. Call it once per epoch.
+    The number of pictures of a class is proportional to its size to the power of `1 - power`, and every picture is
+    taken as often as the others of its class, up to rounding.
 
     Args:
         labels: int64 `(n,)`.
+        count: length of the epoch.
         generator: source of the random rounding and of the order.
         power: 0 keeps the frequencies of the data, 1 makes classes equally frequent.
 
     Returns:
-        int64 shuffled indices into `labels`, about `n` of them.
+        int64 `(count,)` shuffled indices into `labels`.
     """
-    weights = labels.bincount().clamp(min=1).float()[labels] ** -power
-    repeats = weights * (len(labels) / weights.sum())
-    whole = (repeats + torch.rand(len(labels), generator=generator)).floor().long()
-    order = torch.repeat_interleave(torch.arange(len(labels)), whole)
-    return order[torch.randperm(len(order), generator=generator)]
+    order = torch.randperm(len(labels), generator=generator)
+    weights = labels.bincount().clamp(min=1).double()[labels[order]] ** -power
+    ends = weights.cumsum(0) * (count / weights.sum())
+    marks = torch.arange(count) + torch.rand((), generator=generator, dtype=torch.float64)
+    chosen = order[torch.searchsorted(ends, marks).clamp(max=len(labels) - 1)]
+    return chosen[torch.randperm(count, generator=generator)]
 
 
 def mix_images(images: Tensor, targets: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -220,35 +197,6 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
             continue
         (decayed if parameter.ndim > 1 and "embedding.weight" not in name else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-class WeightAverage:
-    """Exponential moving average of the weights of a model, with a warm-up of the decay.
-
-    Args:
-        model: the model to follow.
-        decay: share of the old average that is kept at each update, after the warm-up.
-    """
-
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Moves the average towards the weights of `model`."""
-        self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.weights.values()), list(model.state_dict().values()), share)
-
-    def state_dict(self) -> dict:
-        """The state for a checkpoint."""
-        return {"updates": self.updates, "weights": self.weights}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restores a state from `state_dict`."""
-        self.updates, self.weights = state["updates"], state["weights"]
 
 
 @torch.no_grad()
@@ -291,7 +239,11 @@ def evaluate_zero_shot(
 
 
 def save_clip(
-    model: CLIPModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerFast, prompts: ClassPrompts
+    model: CLIPModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: ClassPrompts,
 ) -> None:
     """Writes model, tokenizer, image processor and class prompts into `folder`, loadable by the Auto classes.
 

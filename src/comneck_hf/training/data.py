@@ -1,81 +1,128 @@
-"""Image packs held in memory, and batched augmentation of them on tensors.
+"""Pictures for training: anything `datasets` loads, held in memory, read row by row, or streamed.
 
-A pack (a few thousand small pictures) is decoded once into one uint8 tensor, so that a training loop spends no time
-on files, decoding or worker processes. Every random draw comes from a `torch.Generator` or an explicit seed: the same
-seed gives the same batches.
+A batch depends on the seed, the epoch and the pictures in it alone, never on worker processes or on how many batches
+came before: a resumed run sees what an uninterrupted one sees.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
-from datasets import load_dataset
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from comneck_hf.training.augmentation import Augmentation, center_crop
 
 
 __all__ = [
+    "AugmentedPictures",
     "ImagePack",
-    "center_crop_resize",
-    "clip_inputs",
-    "color_jitter",
+    "ImageRows",
+    "StreamedPictures",
     "load_pack",
+    "load_rows",
+    "load_sample",
     "load_shapes_pack",
-    "normalize",
-    "random_crops",
-    "random_erasing",
-    "random_resized_crops",
-    "shuffled_batches",
+    "picture_loader",
+    "picture_tensor",
+    "training_pictures",
 ]
 
-_LUMA = (0.299, 0.587, 0.114)
+READINGS = ("memory", "rows", "stream")
+_SEED_STRIDE = 1_000_003
+
+
+def picture_tensor(image: Image.Image) -> Tensor:
+    """uint8 `(3, height, width)` of a picture of any mode."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+class PictureSource(Protocol):
+    """Pictures by number. `labels` is `None` where there are none; `class_names` names the labels."""
+
+    labels: Tensor | None
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def pictures(self, indices: Sequence[int]) -> Sequence[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class ImagePack:
-    """All pictures of one split of a data set.
+    """All pictures of one split of a data set, in memory: for some ten thousand small pictures of one size.
 
     Attributes:
         images: pictures, uint8 `(n, 3, height, width)`, RGB in 0..255.
-        labels: class indices into `class_names`, int64 `(n,)`.
+        labels: class indices into `class_names`, int64 `(n,)`, or `None`.
         class_names: readable class names, as used in prompts.
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def pictures(self, indices: Sequence[int]) -> Tensor:
+        """uint8 `(len(indices), 3, height, width)`."""
+        return self.images[indices]
 
-def load_pack(path: str | Path, split: str, *, size: int | None = None) -> ImagePack:
-    """Decodes one split of an image classification pack into memory.
+
+class ImageRows:
+    """Pictures decoded when they are needed: for data sets that do not fit into memory.
 
     Args:
-        path: a data set that `datasets.load_dataset` can load, with the columns `image`, `label` (ClassLabel) and
-            optionally `class_name` (readable name of the class; the names of `label` are used without it).
+        dataset: rows with a column `image`, and optionally `label` (integers or ClassLabel) and `class_name`.
+
+    Raises:
+        ValueError: If there is no column `image`.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        if "image" not in dataset.column_names:
+            raise ValueError(
+                f"The data set needs a column 'image', it has {dataset.column_names}. Rename it with `rename_column`."
+            )
+        self.rows = dataset.cast_column("image", datasets.Image()).select_columns("image")
+        self.labels, self.class_names = _classes(dataset)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        """uint8 `(3, height, width)` each, at their own sizes."""
+        return [picture_tensor(image) for image in self.rows[list(indices)]["image"]]
+
+
+def load_rows(path: str | Path, split: str) -> ImageRows:
+    """One split of anything `datasets.load_dataset` loads: a Hub id, a folder of pictures or of parquet files."""
+    return ImageRows(datasets.load_dataset(str(path), split=split))
+
+
+def load_pack(path: str | Path, split: str, *, size: int | None = None) -> ImagePack:
+    """Decodes one split into memory.
+
+    Args:
+        path: a data set as in `load_rows`, with the columns `image` and optionally `label` and `class_name` (readable
+            name of the class; the names of `label` are used without it).
         split: the split to load, for example `"train"`.
         size: resize pictures to `size` x `size` (bicubic); by default they stay as stored and must share one size.
 
     Returns:
         The pictures in the order of the data set.
     """
-    dataset = load_dataset(str(path), split=split)
-    class_names = list(dataset.features["label"].names)
-    labels = list(dataset["label"])
-    if "class_name" in dataset.column_names:
-        for label, name in zip(labels, dataset["class_name"], strict=True):
-            class_names[label] = name
-    images = _stack_images((row["image"] for row in dataset.select_columns("image")), len(dataset), size)
-    return ImagePack(images, torch.tensor(labels, dtype=torch.int64), tuple(class_names))
+    rows = load_rows(path, split)
+    images = _stack_images((row["image"] for row in rows.rows), len(rows), size)
+    return ImagePack(images, rows.labels, rows.class_names)
 
 
 def load_shapes_pack(path: str | Path, split: str, *, size: int | None = None) -> ImagePack:
@@ -93,7 +140,7 @@ def load_shapes_pack(path: str | Path, split: str, *, size: int | None = None) -
     Returns:
         The pictures with a known color and shape, in the order of the data set.
     """
-    dataset = load_dataset(str(path), split=split)
+    dataset = datasets.load_dataset(str(path), split=split)
     names = dataset.features["answers"].feature.names
     shapes = sorted(name for name in names if name in _SHAPES)
     colors = sorted(name for name in names if name not in _SHAPES and name not in ("yes", "no"))
@@ -106,10 +153,168 @@ def load_shapes_pack(path: str | Path, split: str, *, size: int | None = None) -
             kept.append(index)
             labels.append(class_names.index(f"{color} {shape}"))
     rows = dataset.select_columns("image").select(kept)
-    images = _stack_images((row["image"] for row in rows), len(kept), size)
+    images = _stack_images((row["image"] for row in rows), len(rows), size)
     return ImagePack(images, torch.tensor(labels, dtype=torch.int64), class_names)
 
 
+def load_sample(
+    path: str | Path, split: str, count: int, *, reading: str = "rows", side: int | None = None
+) -> ImagePack:
+    """Pictures spread evenly over a split (the first ones of a stream), their middles cut to one size.
+
+    Args:
+        path: A data set as in `training_pictures`.
+        split: The split.
+        count: Pictures; all of the split if it has fewer.
+        reading: As in `training_pictures`.
+        side: Of the square that is cut; by default the largest multiple of 64 that fits into all of them.
+
+    Raises:
+        ValueError: If a picture is smaller than the square, or than 64 pixels.
+    """
+    if reading == "stream":
+        rows = ImageRows(datasets.Dataset.from_list(list(_open_stream(path, split).take(count))))
+    else:
+        rows = load_rows(path, split)
+    indices = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
+    pictures = rows.pictures(indices)
+    smallest = min(min(picture.shape[1:]) for picture in pictures)
+    side = side or smallest // 64 * 64
+    if not 64 <= side <= smallest:
+        raise ValueError(
+            f"The smallest picture has a side of {smallest} pixels, and squares of {max(side, 64)} are needed. Leave "
+            "small pictures out, or enlarge them."
+        )
+    images = torch.stack([center_crop(picture, side) for picture in pictures])
+    return ImagePack(images, None if rows.labels is None else rows.labels[indices], rows.class_names)
+
+
+class AugmentedPictures(Dataset):
+    """Batches of augmented pictures, with labels where the source has them.
+
+    Args:
+        source: the pictures.
+        augmentation: what happens to them.
+        seed: seed of the run.
+    """
+
+    def __init__(self, source: PictureSource, augmentation: Augmentation, *, seed: int = 0) -> None:
+        self.source, self.augmentation, self.seed, self.epoch = source, augmentation, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other random numbers for every epoch."""
+        self.epoch = epoch
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """`pixel_values` `(batch, 3, size, size)` in [0, 1], and `labels` `(batch,)`."""
+        seed = (self.seed * _SEED_STRIDE + self.epoch) * _SEED_STRIDE + indices[0]
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        batch = {"pixel_values": self.augmentation(self.source.pictures(indices), generator=generator)}
+        if self.source.labels is not None:
+            batch["labels"] = self.source.labels[indices]
+        return batch
+
+
+class StreamedPictures(IterableDataset):
+    """Augmented pictures of a stream, one by one: for data sets that do not fit on the disk.
+
+    Args:
+        stream: rows with a column `image` and optionally `label`.
+        augmentation: what happens to the pictures.
+        seed: seed of the order and of the augmentation.
+        buffer_size: rows among which the next one is drawn.
+    """
+
+    def __init__(
+        self, stream: datasets.IterableDataset, augmentation: Augmentation, *, seed: int = 0, buffer_size: int = 1000
+    ) -> None:
+        self.stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
+        self.augmentation, self.seed, self.epoch = augmentation, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order and other random numbers for every epoch."""
+        self.epoch = epoch
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for position, row in enumerate(self.stream):
+            seed = (self.seed * _SEED_STRIDE + self.epoch) * _SEED_STRIDE + position
+            generator = torch.Generator().manual_seed(seed % 2**63)
+            sample = {"pixel_values": self.augmentation([picture_tensor(row["image"])], generator=generator)[0]}
+            if "label" in row:
+                sample["labels"] = torch.tensor(row["label"])
+            yield sample
+
+
+def training_pictures(
+    path: str | Path, augmentation: Augmentation, *, reading: str = "rows", split: str = "train", seed: int = 0
+) -> AugmentedPictures | StreamedPictures:
+    """Augmented pictures of one split of anything `datasets.load_dataset` loads.
+
+    Args:
+        path: A Hub id, or a folder of pictures, parquet files or webdataset shards.
+        augmentation: What happens to the pictures.
+        reading: `"memory"` decodes all pictures once (they must have one size), `"rows"` when they are needed,
+            `"stream"` reads front to back and shuffles within a buffer.
+        split: The split.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If `reading` is unknown or there is no column `image`.
+    """
+    if reading not in READINGS:
+        raise ValueError(f"`reading` must be one of {READINGS}, got {reading!r}.")
+    if reading == "stream":
+        return StreamedPictures(_open_stream(path, split), augmentation, seed=seed)
+    source = load_pack(path, split) if reading == "memory" else load_rows(path, split)
+    return AugmentedPictures(source, augmentation, seed=seed)
+
+
+def picture_loader(dataset: Dataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """A loader of whole batches; shuffled, unless the data set is a stream that shuffles itself.
+
+    Raises:
+        ValueError: If the data set has fewer pictures than a batch.
+    """
+    if isinstance(dataset, IterableDataset):
+        return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, drop_last=True)
+    if len(dataset) < batch_size:
+        raise ValueError(f"The data set has {len(dataset)} pictures, fewer than batch_size {batch_size}; lower it.")
+    return DataLoader(
+        dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers, drop_last=True, collate_fn=_as_it_is
+    )
+
+
+def _open_stream(path: str | Path, split: str) -> datasets.IterableDataset:
+    """A stream with the columns `image` and, where there are classes, `label`."""
+    stream = datasets.load_dataset(str(path), split=split, streaming=True)
+    columns = stream.column_names or ()
+    return stream.rename_columns({old: new for old, new in _SHARD_COLUMNS.items() if old in columns})
+
+
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def _classes(dataset: datasets.Dataset) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels, or None, and the names of the classes."""
+    if "label" not in dataset.column_names:
+        return None, ()
+    labels = torch.tensor(list(dataset["label"]), dtype=torch.int64)
+    feature = dataset.features["label"]
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
+    names = names or [str(label) for label in range(int(labels.max()) + 1)]
+    if "class_name" in dataset.column_names:
+        for label, name in zip(labels.tolist(), dataset["class_name"], strict=True):
+            names[label] = name
+    return labels, tuple(names)
+
+
+# What webdataset shards call the columns, by the suffixes of their files
+_SHARD_COLUMNS = {"jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "cls": "label"}
 _SHAPES = ("circle", "rectangle", "triangle")
 
 
@@ -145,175 +350,3 @@ def _stack_images(images: Iterator[Image.Image], count: int, size: int | None) -
             )
         stacked[index] = array
     return stacked if stacked is not None else torch.empty((0, 3, size or 0, size or 0), dtype=torch.uint8)
-
-
-def shuffled_batches(num_items: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Yields the shuffled index batches of one epoch; an incomplete last batch is dropped.
-
-    The order depends on `seed` and `epoch` alone, so a resumed run sees the batches of an uninterrupted one.
-
-    Args:
-        num_items: number of items in the data set.
-        batch_size: items per batch, at most `num_items`.
-        seed: seed of the run.
-        epoch: index of the epoch.
-
-    Yields:
-        int64 `(batch_size,)` indices into the data set.
-    """
-    if not 1 <= batch_size <= num_items:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 to {num_items} (the number of items)")
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(num_items, generator=generator)
-    for start in range(0, num_items - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
-
-
-def random_crops(images: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
-    """Cuts one random `size` x `size` window out of every picture and mirrors half of them.
-
-    Args:
-        images: uint8 `(batch, 3, height, width)`, each side at least `size`.
-        size: side of the windows in pixels.
-        generator: source of the positions and flips.
-
-    Returns:
-        float32 `(batch, 3, size, size)` in [0, 1].
-    """
-    batch, channels, height, width = images.shape
-    if min(height, width) < size:
-        raise ValueError(f"pictures are {height}x{width}; expected sides of at least the crop size {size}")
-    tops = torch.randint(height - size + 1, (batch,), generator=generator)
-    lefts = torch.randint(width - size + 1, (batch,), generator=generator)
-    flips = torch.rand(batch, generator=generator) < 0.5
-    crops = images.new_empty((batch, channels, size, size))
-    for index, (top, left, flip) in enumerate(zip(tops.tolist(), lefts.tolist(), flips.tolist(), strict=True)):
-        crop = images[index, :, top : top + size, left : left + size]
-        crops[index] = crop.flip(-1) if flip else crop
-    return crops.float().div_(255)
-
-
-def random_resized_crops(
-    images: Tensor,
-    size: int,
-    *,
-    generator: torch.Generator,
-    scale: tuple[float, float] = (0.35, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Cuts windows of random area and aspect ratio, resizes them (antialiased bilinear) and mirrors half of them.
-
-    Args:
-        images: uint8 `(batch, 3, height, width)`.
-        size: side of the results in pixels.
-        generator: source of the random numbers.
-        scale: range of the area of a window, as a fraction of the picture.
-        ratio: range of width / height of a window, drawn uniformly in the logarithm.
-
-    Returns:
-        float32 `(batch, 3, size, size)` in [0, 1].
-    """
-    batch, channels, height, width = images.shape
-    draws = torch.rand((batch, 5), generator=generator)
-    areas = (scale[0] + (scale[1] - scale[0]) * draws[:, 0]) * height * width
-    ratios = torch.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws[:, 1])
-    heights = (areas / ratios).sqrt().round().clamp(1, height)
-    widths = (areas * ratios).sqrt().round().clamp(1, width)
-    tops = (draws[:, 2] * (height - heights + 1)).floor().clamp(max=height - 1)
-    lefts = (draws[:, 3] * (width - widths + 1)).floor().clamp(max=width - 1)
-    boxes = torch.stack([tops, lefts, heights, widths], dim=1).int().tolist()
-    crops = images.new_empty((batch, channels, size, size))
-    for index, (top, left, crop_height, crop_width) in enumerate(boxes):
-        crop = images[index : index + 1, :, top : top + crop_height, left : left + crop_width]
-        crops[index] = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-    crops = torch.where((draws[:, 4] < 0.5).view(-1, 1, 1, 1), crops.flip(-1), crops)
-    return crops.float().div_(255)
-
-
-def center_crop_resize(images: Tensor, size: int, *, crop_size: int | None = None) -> Tensor:
-    """Cuts the central `crop_size` square and resizes it (antialiased bicubic) for validation.
-
-    Args:
-        images: uint8 `(batch, 3, height, width)`.
-        size: side of the results in pixels.
-        crop_size: side of the square before the resize; by default the whole picture is used.
-
-    Returns:
-        float32 `(batch, 3, size, size)` in [0, 1].
-    """
-    if crop_size is not None:
-        height, width = images.shape[2:]
-        if min(height, width) < crop_size:
-            raise ValueError(f"pictures are {height}x{width}; expected sides of at least crop_size {crop_size}")
-        top, left = (height - crop_size) // 2, (width - crop_size) // 2
-        images = images[:, :, top : top + crop_size, left : left + crop_size]
-    resized = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-    return resized.div_(255).clamp_(0, 1)
-
-
-def color_jitter(images: Tensor, *, strength: float, generator: torch.Generator) -> Tensor:
-    """Changes brightness, contrast and saturation of every picture by factors of 1 - strength to 1 + strength.
-
-    Args:
-        images: float `(batch, 3, height, width)` in [0, 1].
-        strength: largest relative change, from 0 to 1.
-        generator: source of the factors.
-
-    Returns:
-        float `(batch, 3, height, width)` in [0, 1].
-    """
-    factors = 1 + strength * (2 * torch.rand((3, images.shape[0], 1, 1, 1), generator=generator) - 1)
-    brightness, contrast, saturation = factors.to(images)
-    images = images * brightness
-    gray = (images * images.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
-    mean = gray.mean((2, 3), keepdim=True)
-    # Contrast blends with the mean gray, saturation with the gray picture; both are linear, so one pass does both.
-    images = contrast * (saturation * images + (1 - saturation) * gray) + (1 - contrast) * mean
-    return images.clamp_(0, 1)
-
-
-def random_erasing(images: Tensor, *, probability: float, generator: torch.Generator, fill: float = 0.0) -> Tensor:
-    """Fills one random rectangle (2 % to 20 % of the area) of some pictures, in place.
-
-    Args:
-        images: float `(batch, 3, height, width)`; changed in place.
-        probability: share of the pictures that lose a rectangle.
-        generator: source of the positions.
-        fill: the value written.
-
-    Returns:
-        `images`.
-    """
-    batch, _, height, width = images.shape
-    draws = torch.rand((batch, 5), generator=generator).tolist()
-    for index, (chance, area, aspect, down, right) in enumerate(draws):
-        if chance >= probability:
-            continue
-        area = (0.02 + 0.18 * area) * height * width
-        aspect = math.exp(math.log(0.4) + math.log(2.5 / 0.4) * aspect)
-        box_height, box_width = (
-            min(height, round(math.sqrt(area / aspect))),
-            min(width, round(math.sqrt(area * aspect))),
-        )
-        top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
-        images[index, :, top : top + box_height, left : left + box_width] = fill
-    return images
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Applies the mean and standard deviation of CLIP to pictures `(batch, 3, height, width)` in [0, 1]."""
-    mean, std = images.new_tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), images.new_tensor(OPENAI_CLIP_STD).view(3, 1, 1)
-    return (images - mean) / std
-
-
-def clip_inputs(images: Tensor, size: int) -> Tensor:
-    """Pictures as CLIP sees them: resized (bicubic, antialiased) and normalized.
-
-    Args:
-        images: pictures `(batch, 3, height, width)`, values in [0, 1].
-        size: CLIP's picture size.
-
-    Returns:
-        Float `(batch, 3, size, size)`.
-    """
-    return normalize(F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1))

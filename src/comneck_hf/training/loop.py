@@ -1,81 +1,305 @@
-"""The one training loop: steps with a progress bar, a log, and checkpoints that resume."""
+"""The one training loop: stages on Accelerate, with logs, validation and checkpoints that resume to the bit."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from tqdm.auto import trange
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from huggingface_hub import create_repo, upload_folder
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from comneck_hf.training.arguments import RunArguments
+from comneck_hf.training.objective import Batch, Objective, Terms
+from comneck_hf.training.stages import Span, Stage, plan_steps
 
 
 Metrics = dict[str, float]
 
+__all__ = ["Metrics", "Training", "prepare_run"]
+
 
 def prepare_run(args: RunArguments) -> Accelerator:
-    """Sets threads and seed, and returns the accelerator of a run: a GPU if there is one, else the CPU."""
+    """Sets threads and seed and returns the accelerator of a run: GPUs if there are any, else the CPU.
+
+    Raises:
+        ValueError: If the tracker of `report_to` is not installed.
+    """
+    if args.report_to and args.report_to not in {str(tracker) for tracker in get_available_trackers()}:
+        raise ValueError(
+            f"`report_to` is {args.report_to!r}, but that tracker is not installed: pip install {args.report_to}"
+        )
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     set_seed(args.seed)
-    return Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.cuda.is_available())
+    # An accumulation may cross the end of an epoch, so that all steps have the same number of pictures.
+    accumulation = GradientAccumulationPlugin(args.gradient_accumulation_steps, sync_with_dataloader=False)
+    return Accelerator(
+        mixed_precision=args.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        gradient_accumulation_plugin=accumulation,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+    )
 
 
-def train_steps(
-    accelerator: Accelerator, step: Callable[[int], Metrics], args: RunArguments, *, logging_steps: int = 50
-) -> list[Metrics]:
-    """Calls `step(0)` to `step(args.steps - 1)` and keeps what is needed to go on after an interruption.
+@dataclass
+class Progress:
+    """How far a run is; a checkpoint holds it."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -math.inf
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class Training:
+    """Runs the stages of an objective.
+
+    Every batch seeds the random numbers of its forward pass by its number, so that a run depends neither on
+    interruptions nor on whether batches are accumulated or shared among processes.
 
     Args:
-        accelerator: Holds everything that a checkpoint must contain (prepared or registered).
-        step: One optimizer step; all its randomness of data must come from the step's number. Returns metrics, among
-            them `"loss"`.
-        args: Length of the run; its folder, which gets `checkpoint/`, `progress.json` and the log; whether to go on
-            from the checkpoint there, if there is one.
-        logging_steps: Steps between log entries.
-
-    Returns:
-        The log: metrics of every `logging_steps`-th step.
-
-    Raises:
-        RuntimeError: If the loss is not finite. The last checkpoint is intact.
+        accelerator: From `prepare_run`.
+        objective: What is trained.
+        loader: Its batches, from `picture_loader`.
+        args: Length, optimizers and folders of the run.
+        validate: Measures the present weights on the main process, given the stage. Its `"score"`, larger is better,
+            decides which weights are kept in OUTPUT_DIR/best.
     """
-    output = Path(args.output_dir)
-    progress = output / "progress.json"
-    first, log = 0, []
-    if args.resume_from_checkpoint and progress.exists():
-        accelerator.load_state(str(output / "checkpoint"))
-        state = json.loads(progress.read_text())
-        first, log = state["step"], state["log"]
-    bar = trange(
-        first,
-        args.steps,
-        initial=first,
-        total=args.steps,
-        mininterval=5,
-        disable=not accelerator.is_local_main_process,
-    )
-    for index in bar:
-        metrics = step(index)
-        if not torch.isfinite(torch.tensor(metrics["loss"])):
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: Objective,
+        loader: DataLoader,
+        args: RunArguments,
+        *,
+        validate: Callable[[Stage], Metrics] | None = None,
+    ) -> None:
+        self.accelerator, self.args, self.validate = accelerator, args, validate
+        self.objective = objective.to(accelerator.device)
+        self.output = Path(args.output_dir)
+        self.spans = plan_steps(objective.stages, args.steps)
+        self.progress = Progress()
+        self.dataset = loader.dataset
+        self.loader = accelerator.prepare(loader)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.network: torch.nn.Module = objective
+        accelerator.register_for_checkpointing(self.progress)
+        self.repository: str | None = None
+        if args.push_to_hub and accelerator.is_main_process:  # now, so that a wrong token is known before hours pass
+            self.repository = create_repo(args.hub_model_id or self.output.resolve().name, exist_ok=True).repo_id
+        if args.report_to:
+            accelerator.init_trackers("comneck_hf", config={k: str(v) for k, v in asdict(args).items()})
+
+    def run(self) -> list[dict[str, Any]]:
+        """Trains to the end, from the last checkpoint if the run is to be resumed, and saves the model.
+
+        Returns:
+            The log.
+
+        Raises:
+            RuntimeError: If the loss is not finite. The last checkpoint is intact.
+        """
+        args, progress = self.args, self.progress
+        self._resume()
+        batches = self._batches()
+        bar = tqdm(
+            total=args.steps,
+            initial=progress.step,
+            mininterval=5,
+            disable=not self.accelerator.is_local_main_process,
+        )
+        phase = self._span(progress.step - 1).phase if progress.step else None
+        start = time.perf_counter()
+        while progress.step < args.steps:
+            span = self._span(progress.step)
+            if span.phase != phase:
+                phase = span.phase
+                self._begin(span)
+            metrics = self._step(span, batches)
+            self.objective.after_step(span.stage)
+            progress.step += 1
+            bar.update()
+            if progress.step % args.logging_steps == 0 or progress.step == span.end:
+                seconds, start = time.perf_counter() - start, time.perf_counter()
+                bar.set_postfix(stage=span.stage.name, **metrics)
+                self._log({"stage": span.stage.name, **metrics, "seconds": seconds})
+            last = progress.step == args.steps
+            if last or (args.validation_steps and progress.step % args.validation_steps == 0):
+                self._validate(span.stage)
+                start = time.perf_counter()
+            if last or progress.step % args.checkpointing_steps == 0:
+                self._save_checkpoint()
+        self._finish()
+        return progress.log
+
+    def _span(self, step: int) -> Span:
+        return next(span for span in self.spans if step < span.end)
+
+    def _begin(self, span: Span) -> None:
+        """Freezes and unfreezes for a phase, with new optimizers."""
+        accelerator = self.accelerator
+        accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+        self.objective.begin(span.stage)
+        self.optimizers = self.objective.optimizers(self.args)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.network, *self.optimizers = accelerator.prepare(self.objective, *self.optimizers)
+        self.network.train()
+
+    def _step(self, span: Span, batches: Iterator[Batch]) -> Metrics:
+        """One step of the optimizers; the metrics are means over all its batches."""
+        accelerator, args = self.accelerator, self.args
+        factor = self._learning_rate_factor(span)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        reports: list[Terms] = []
+        for micro in range(args.gradient_accumulation_steps):
+            number = self.progress.step * args.gradient_accumulation_steps + micro
+            number = number * accelerator.num_processes + accelerator.process_index
+            batch = next(batches)
+            torch.manual_seed(args.seed * 1_000_003 + number)
+            with accelerator.accumulate(self.network):
+                loss, terms = self.network(batch, span.stage)
+                reports.append(terms)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and args.max_grad_norm:
+                    main = [p for group in self.optimizers[0].param_groups for p in group["params"]]
+                    accelerator.clip_grad_norm_(main, args.max_grad_norm)
+                if accelerator.sync_gradients:
+                    metrics = self._means(reports)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return metrics
+
+    def _learning_rate_factor(self, span: Span) -> float:
+        """Warm-up at the start of a phase, the stage's factor, and its schedule."""
+        step = self.progress.step
+        phase = [other for other in self.spans if other.phase == span.phase]
+        first, end = phase[0].first, phase[-1].end
+        warm_up = min(1.0, (step - first + 1) / max(1, min(self.args.warmup_steps, (end - first) // 5)))
+        factor = span.stage.learning_rate * warm_up
+        if span.stage.schedule == "cosine":
+            factor *= 0.5 + 0.5 * math.cos(math.pi * (step - first) / (end - first))
+        return factor
+
+    def _means(self, reports: list[Terms]) -> Metrics:
+        """Means of the terms over the batches of a step, in all processes; refuses a loss that is not finite."""
+        names = list(reports[0])
+        values = torch.stack([torch.stack([report[name].float() for name in names]) for report in reports]).mean(0)
+        values = self.accelerator.reduce(values, "mean").tolist()
+        metrics = dict(zip(names, values, strict=True))
+        if not math.isfinite(metrics["loss"]):
             raise RuntimeError(
-                f"The loss is not finite at step {index}: {metrics}. Lower the learning rate, or go on from the last "
-                f"checkpoint in {output}."
+                f"The loss is not finite at step {self.progress.step}: {metrics}. Lower the learning rate, or go on "
+                f"from the last checkpoint in {self.output / 'checkpoints'} with `--resume_from_checkpoint true`."
             )
-        if index % logging_steps == 0:
-            log.append({"step": index, **{name: round(value, 5) for name, value in metrics.items()}})
-            bar.set_postfix(metrics)
-        if (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.steps:
-            accelerator.save_state(str(output / "checkpoint"))
-            if accelerator.is_main_process:
-                progress.write_text(json.dumps({"step": index + 1, "log": log}))
-    if accelerator.is_main_process:
-        file = Path(args.log_file or output / "log.json")
-        file.write_text(json.dumps({"config": asdict(args), "log": log}, indent=1) + "\n")
-    return log
+        return metrics
 
+    def _batches(self) -> Iterator[Batch]:
+        """Batches without end, from where the progress is; every epoch has its own order."""
+        progress = self.progress
+        while True:
+            self.loader.set_epoch(progress.epoch)
+            self.dataset.set_epoch(progress.epoch)
+            loader = self.loader
+            if progress.batch:
+                loader = self.accelerator.skip_first_batches(loader, progress.batch)
+                loader.set_epoch(progress.epoch)
+            for batch in loader:
+                progress.batch += 1
+                yield batch
+            progress.epoch, progress.batch = progress.epoch + 1, 0
 
-__all__ = ["Metrics", "prepare_run", "train_steps"]
+    def _log(self, entry: dict[str, Any]) -> None:
+        rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in entry.items()}
+        self.progress.log.append({"step": self.progress.step, **rounded})
+        if self.args.report_to:
+            values = {key: value for key, value in entry.items() if not isinstance(value, str)}
+            self.accelerator.log(values, step=self.progress.step)
+
+    def _validate(self, stage: Stage) -> None:
+        """Measures on the main process and keeps the weights if they are the best."""
+        if self.validate is None:
+            return
+        if self.accelerator.is_main_process:
+            self.objective.eval()
+            metrics = self.validate(stage)
+            self._log({f"validation_{name}": value for name, value in metrics.items()})
+            if metrics.get("score", -math.inf) > self.progress.best:
+                self.progress.best = metrics["score"]
+                self.objective.save(self.output / "best")
+            self.objective.train()
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        """Writes a checkpoint under a temporary name first, so that a kill leaves only whole ones."""
+        folder = self.output / "checkpoints"
+        whole, part = folder / f"step-{self.progress.step:08d}", folder / "unfinished"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(part, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(part))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            part.rename(whole)
+            for old in sorted(folder.glob("step-*"))[: -max(1, self.args.checkpoints_total_limit)]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        """Restores the last checkpoint, with the optimizers of the phase it was written in."""
+        found = sorted((self.output / "checkpoints").glob("step-*"))
+        if not found:
+            return
+        if not self.args.resume_from_checkpoint:
+            raise ValueError(
+                f"{self.output} holds a checkpoint of an earlier run. Go on from it with `--resume_from_checkpoint "
+                "true`, or choose another `output_dir`."
+            )
+        step = int(found[-1].name.removeprefix("step-"))
+        if step > self.args.steps:
+            raise ValueError(
+                f"{found[-1]} is beyond `steps` {self.args.steps}; raise `steps`, or choose another `output_dir`."
+            )
+        self._begin(self._span(step - 1))
+        self.accelerator.load_state(str(found[-1]))
+
+    def _finish(self) -> None:
+        """Saves the model and the log, and pushes the model."""
+        args, folder = self.args, self.output / "model"
+        if self.accelerator.is_main_process:
+            self.objective.save(folder)
+            stages = [
+                {"name": s.stage.name, "source": s.stage.source, "first": s.first, "end": s.end} for s in self.spans
+            ]
+            log = {"config": asdict(args), "stages": stages, "log": self.progress.log}
+            file = Path(args.log_file or self.output / "log.json")
+            file.write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        if args.report_to:
+            self.accelerator.end_training()
+        if self.repository is not None:
+            upload_folder(repo_id=self.repository, folder_path=folder, commit_message=f"{args.steps} steps")
+        self.accelerator.wait_for_everyone()

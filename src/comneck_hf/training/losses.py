@@ -1,65 +1,66 @@
-"""Training losses."""
+"""Terms of the training losses; the stages weight them."""
+
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from comneck_hf.models.elic.modeling_elic import ElicOutput
-from comneck_hf.training.stages import Stage
+
+__all__ = ["cross_entropy", "distillation", "mean_squared_error", "rate"]
 
 
-def rate_distortion_loss(
-    outputs: ElicOutput, pixel_values: torch.Tensor, lmbda: float
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """lambda * 255^2 * MSE + bits per pixel (Balle et al. 2018; the ELIC recipe).
+def rate(likelihoods: Mapping[str, Tensor], pixel_values: Tensor) -> Tensor:
+    """Estimated bits per pixel: -log2 p(z_hat) - log2 p(y_hat | z_hat), over the pixels of the input.
 
     Args:
-        outputs: What the codec's `forward` returned for `pixel_values`.
-        pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
-        lmbda: Trade-off; larger means better pictures and larger files.
-
-    Returns:
-        The loss, a scalar, and for the log: the loss, the estimated bits per pixel of the input, the PSNR in dB.
+        likelihoods: Of `y` and `z`, as the codec's `forward` returns them.
+        pixel_values: What was coded, `(batch, 3, height, width)`.
     """
     batch, _, height, width = pixel_values.shape
-    bits = -sum(likelihood.float().log2().sum() for likelihood in outputs.likelihoods.values())
-    bpp = bits / (batch * height * width)
-    mse = (outputs.reconstruction.float() - pixel_values.float()).square().mean()
-    loss = lmbda * 255**2 * mse + bpp
-    return loss, {"loss": loss.item(), "bpp": bpp.item(), "psnr": -10 * mse.log10().item()}
+    bits = -sum(_wide(likelihood).log2().sum() for likelihood in likelihoods.values())
+    return bits / (batch * height * width)
 
 
-def surrogate_loss(
-    image_embeds: torch.Tensor,
-    teacher_embeds: torch.Tensor,
-    labels: torch.Tensor,
-    zero_shot_weights: torch.Tensor,
-    *,
-    logit_scale: float,
-    stage: Stage,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """ComNeck's surrogate loss: alpha * cross-entropy + beta * distillation (equations 1 to 3).
+def mean_squared_error(reconstruction: Tensor, pixel_values: Tensor) -> Tensor:
+    """d_recon: mean over all values, of pictures in [0, 1]; not clamped."""
+    return F.mse_loss(_wide(reconstruction), _wide(pixel_values))
+
+
+def distillation(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """ComNeck's equation 1: mean squared distance of the student's features from the teacher's.
 
     Args:
-        image_embeds: Student's projected class tokens, `(batch, projection_dim)`.
-        teacher_embeds: CLIP's on the original pictures, same shape.
+        student: Features by name.
+        teacher: The same names and shapes.
+        weights: Weight of every target, such as `{"image_embeds": 1.0}`.
+    """
+    return sum(weight * F.mse_loss(_wide(student[name]), _wide(teacher[name])) for name, weight in weights.items())
+
+
+def cross_entropy(
+    image_embeds: Tensor, labels: Tensor, zero_shot_weights: Tensor, *, logit_scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """ComNeck's equation 2: cross-entropy of the zero-shot classifier on the student's embeddings.
+
+    Args:
+        image_embeds: Projected class tokens, `(batch, projection_dim)`.
         labels: Class of each picture, `(batch,)`.
         zero_shot_weights: Unit-norm text embeddings, `(classes, projection_dim)`.
-        logit_scale: CLIP's temperature factor, after exp.
-        stage: Weights of the two terms.
+        logit_scale: CLIP's temperature factor, after exp, on cosines; `None` for raw dot products, as in the released
+            code.
 
     Returns:
-        The loss, a scalar, and both terms for the log.
+        The loss and the share of right answers.
     """
-    distillation = F.mse_loss(image_embeds, teacher_embeds)
-    logits = logit_scale * F.normalize(image_embeds, dim=-1) @ zero_shot_weights.T
-    cross_entropy = F.cross_entropy(logits, labels)
-    loss = stage.cross_entropy * cross_entropy + stage.distillation * distillation
-    return loss, {
-        "loss": loss.item(),
-        "cross_entropy": cross_entropy.item(),
-        "distillation": distillation.item(),
-        "accuracy": (logits.argmax(-1) == labels).float().mean().item(),
-    }
+    embeds = _wide(image_embeds)
+    if logit_scale is not None:
+        embeds = logit_scale * F.normalize(embeds, dim=-1)
+    with torch.autocast(embeds.device.type, enabled=False):  # else a product in half precision
+        logits = embeds @ zero_shot_weights.to(embeds).T
+    return F.cross_entropy(logits, labels), (logits.argmax(-1) == labels).float().mean()
 
 
-__all__ = ["rate_distortion_loss", "surrogate_loss"]
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

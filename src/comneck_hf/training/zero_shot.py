@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 
@@ -80,6 +83,7 @@ def zero_shot_weights(
     *,
     class_names: Sequence[str],
     templates: Sequence[str],
+    cache_dir: str | Path | None = None,
 ) -> Tensor:
     """Makes the weights of a zero-shot classifier from class names.
 
@@ -91,21 +95,39 @@ def zero_shot_weights(
         tokenizer: the tokenizer of `clip_model`.
         class_names: names of the classes.
         templates: prompts with one `{}` for the class name each.
+        cache_dir: folder that keeps the weights, in a file named after the text tower's weights and the prompts; with
+            a thousand classes and eighty templates they take a while. By default they are computed anew.
 
     Returns:
         float `(num_classes, projection_dim)` of unit-norm rows, on the device of the model.
     """
     prompts = ClassPrompts(tuple(templates), tuple(class_names))
+    file = None if cache_dir is None else Path(cache_dir) / f"zero-shot-{_digest(clip_model, prompts)}.safetensors"
+    if file is not None and file.exists():
+        return load_file(file, device=str(clip_model.device))["weights"]
     texts = [template.format(name) for name in prompts.class_names for template in prompts.templates]
     was_training = clip_model.training
     clip_model.eval()
     chunks = []
-    for start in range(0, len(texts), 256):
+    for start in tqdm(range(0, len(texts), 256), desc="prompts", disable=len(texts) < 5000):
         inputs = tokenizer(texts[start : start + 256], padding=True, truncation=True, return_tensors="pt")
         chunks.append(_text_embeddings(clip_model, inputs["input_ids"], inputs["attention_mask"]))
     clip_model.train(was_training)
     embeddings = torch.cat(chunks).view(len(class_names), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
+    weights = F.normalize(embeddings.mean(1), dim=-1)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"weights": weights.detach().cpu().contiguous()}, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    return weights
+
+
+def _digest(clip_model: CLIPModel, prompts: ClassPrompts) -> str:
+    digest = hashlib.sha256(repr(prompts).encode())
+    for part in (clip_model.text_model, clip_model.text_projection):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _text_embeddings(clip_model: CLIPModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -146,7 +146,12 @@ class ElicModel(ElicPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor, *, quantization: str | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        quantization: str | None = None,
+        reconstruct: bool = True,
+        return_dict: bool | None = None,
     ) -> ElicOutput | tuple[Any, ...]:
         """Float path: latents, reconstruction and likelihoods, with gradients.
 
@@ -154,13 +159,16 @@ class ElicModel(ElicPreTrainedModel):
             pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1].
             quantization: `"noise"` (uniform noise for the rate, rounding with straight-through gradient for g_s),
                 `"ste"` (straight-through rounding around the means), or `None`: noise in training mode, else ste.
+            reconstruct: Also run g_s. Without it `reconstruction` is `None`.
+            return_dict: A tuple where `False`.
         """
         if quantization is None:
             quantization = "noise" if self.training else "ste"
         if quantization not in ("noise", "ste"):
             raise ValueError(f"`quantization` must be 'noise' or 'ste', got {quantization!r}.")
         height, width = pixel_values.shape[-2:]
-        self._require("build_synthesis")
+        if reconstruct:
+            self._require("build_synthesis")
         self._weights_moved |= self.training and torch.is_grad_enabled()
         y = self.g_a(self._check_pixels(pixel_values))
         z = self.h_a(y)
@@ -172,7 +180,7 @@ class ElicModel(ElicPreTrainedModel):
         y_hat, y_likelihoods = self._code_float(y, self.h_s(z_hat), quantization)
         output = ElicOutput(
             latents=y_hat,
-            reconstruction=self.g_s(y_hat)[..., :height, :width],
+            reconstruction=self.g_s(y_hat)[..., :height, :width] if reconstruct else None,
             likelihoods={"y": y_likelihoods, "z": self.entropy_bottleneck.likelihood(z_hat)},
         )
         return output if return_dict is None or return_dict else output.to_tuple()

@@ -1,0 +1,98 @@
+"""Trains and measures the whole comneck-tiny family from the data packs: teacher, five codecs, twelve models.
+
+python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
+
+Trainings that are done are skipped and interrupted ones go on, so the command can be repeated at any time.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+
+SCRIPTS = Path(__file__).parent
+CONFIGS = SCRIPTS.parent / "configs"
+LAMBDAS = {1: 0.00025, 2: 0.0005, 3: 0.001, 4: 0.002}  # of the codecs, on 255^2 * MSE + bits per pixel
+
+
+@dataclass
+class Arguments:
+    """Folders and processes."""
+
+    data: str = field(metadata={"help": "folder with caltech101_144, easy_vqa and kodak"})
+    output_dir: str = field(default="runs/tiny", metadata={"help": "gets one folder per training"})
+    jobs: int = field(default=1, metadata={"help": "trainings at a time, with one thread each"})
+    only: list[str] = field(
+        default_factory=list, metadata={"help": "run only jobs whose name starts with one of these"}
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: it makes OUTPUT_DIR/name/model."""
+
+    name: str
+    script: str
+    config: str
+    options: dict[str, object]
+    needs: tuple[str, ...] = ()
+
+
+def family(data: Path, output: Path) -> list[Job]:
+    """All trainings, every one after what it needs."""
+    photographs = {"data": data / "caltech101_144"}
+    clip, base = output / "clip" / "model", output / "codec-base" / "model"
+    jobs = [
+        Job("clip", "train_clip", "clip", {**photographs, "shapes_data": data / "easy_vqa"}),
+        Job("codec-base", "train_codec", "codec-base", photographs),
+    ]
+    for quality, lmbda in LAMBDAS.items():
+        codec = f"codec-q{quality}"
+        rate = {"quality": quality, **photographs}
+        jobs.append(Job(codec, "train_codec", "codec", {**rate, "codec": base, "lmbda": lmbda}, ("codec-base",)))
+        parts = {**rate, "clip": clip, "cache_dir": output / "cache"}
+        start = {**parts, "codec": output / codec / "model"}
+        jobs.append(Job(f"d1-q{quality}", "train_comneck", "d1", start, ("clip", codec)))
+        for scenario in ("d2", "d3"):
+            joint = {**parts, "model": output / f"d1-q{quality}" / "model", "lmbda": lmbda * 255**2 / 60}
+            jobs.append(Job(f"{scenario}-q{quality}", "train_comneck", scenario, joint, (f"d1-q{quality}",)))
+    return jobs
+
+
+def run_job(job: Job, output: Path, waiting: list[Future[None]]) -> None:
+    """Runs a training after those it needs; its output goes to OUTPUT_DIR/name.log."""
+    for future in waiting:
+        future.result()
+    folder = output / job.name
+    if (folder / "model").exists():
+        return
+    command = [sys.executable, str(SCRIPTS / f"{job.script}.py"), str(CONFIGS / f"comneck-tiny-{job.config}.yaml")]
+    options = {**job.options, "output_dir": folder, "num_threads": 1, "resume_from_checkpoint": "true"}
+    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (output / f"{job.name}.log").open("a") as log:
+        subprocess.run(
+            command, check=True, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+
+def main(args: Arguments) -> None:
+    output = Path(args.output_dir)
+    jobs = [job for job in family(Path(args.data), output) if not args.only or job.name.startswith(tuple(args.only))]
+    futures: dict[str, Future[None]] = {}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for job in jobs:
+            waiting = [futures[name] for name in job.needs if name in futures]
+            futures[job.name] = pool.submit(run_job, job, output, waiting)
+        for name, future in futures.items():
+            future.result()
+            print(f"{name}: {output / name / 'model'}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())

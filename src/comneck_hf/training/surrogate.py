@@ -1,0 +1,185 @@
+"""ComNeck's training: the neck, and in scenarios d2 and d3 the codec, against a frozen CLIP."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel
+
+from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.training.augmentation import clip_inputs
+from comneck_hf.training.losses import cross_entropy, distillation
+from comneck_hf.training.objective import Batch, Objective, Terms, codec_terms, half_precision, weighted_sum
+from comneck_hf.training.stages import Stage
+
+
+__all__ = ["ComNeckObjective", "check_targets", "parse_targets", "teacher_features"]
+
+
+def check_targets(targets: Mapping[str, float]) -> dict[str, int]:
+    """The hidden states among the targets of a distillation, by their names: `{"hidden_states[-2]": -2}`.
+
+    Raises:
+        ValueError: If a target is none of `image_embeds`, `last_hidden_state` and
+            `hidden_states[NUMBER]`, or if there is no target.
+    """
+    layers = {}
+    for name in targets:
+        if name in ("image_embeds", "last_hidden_state"):
+            continue
+        number = name.removeprefix("hidden_states[").removesuffix("]")
+        if name != f"hidden_states[{number}]" or not number.lstrip("-").isdigit():
+            raise ValueError(
+                f"{name!r} is no distillation target; use 'image_embeds', 'last_hidden_state' or 'hidden_states[-2]'."
+            )
+        layers[name] = int(number)
+    if not targets:
+        raise ValueError("There is no distillation target; give at least {'image_embeds': 1.0}.")
+    return layers
+
+
+def parse_targets(words: Sequence[str]) -> dict[str, float]:
+    """Targets and weights from a command line: `["image_embeds", "hidden_states[-2]=0.5"]`; 1 where none is given."""
+    pairs = [word.partition("=") for word in words]
+    try:
+        targets = {name: float(weight or 1) for name, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(f"A target is NAME or NAME=WEIGHT with a number, got {list(words)}.") from error
+    check_targets(targets)
+    return targets
+
+
+@torch.no_grad()
+def teacher_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
+    """What CLIP says of uncoded pictures.
+
+    Args:
+        clip: The teacher.
+        pixel_values: `(batch, 3, height, width)` in [0, 1], at any size.
+        targets: Names as in `check_targets`.
+    """
+    layers = check_targets(targets)
+    pixels = clip_inputs(pixel_values.to(clip.device, clip.dtype), clip.config.vision_config.image_size)
+    outputs = clip.vision_model(pixels, output_hidden_states=bool(layers))
+    features = {name: outputs.hidden_states[layer] for name, layer in layers.items()}
+    if "last_hidden_state" in targets:
+        features["last_hidden_state"] = outputs.last_hidden_state
+    if "image_embeds" in targets:
+        features["image_embeds"] = clip.visual_projection(outputs.pooler_output)
+    return features
+
+
+class ComNeckObjective(Objective):
+    """The surrogate loss of the neck, and rate and distortion where the codec trains with it.
+
+    Args:
+        model: Codec, neck and tower.
+        clip: The teacher, from which the tower comes. Frozen, and no part of checkpoints.
+        stages: From `comneck_stages`.
+        zero_shot_weights: Unit-norm text embeddings, `(classes, projection_dim)`; `None` where no stage has a
+            cross-entropy.
+        targets: What is distilled, with weights.
+        normalize_logits: As in `Preset`.
+        calibration_pictures: As in `CodecObjective`; needed where the codec trains.
+    """
+
+    def __init__(
+        self,
+        model: ComNeckModel,
+        clip: CLIPModel,
+        stages: tuple[Stage, ...],
+        *,
+        zero_shot_weights: Tensor | None = None,
+        targets: Mapping[str, float] | None = None,
+        normalize_logits: bool = True,
+        calibration_pictures: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.stages = model, stages
+        self.targets = dict(targets or {"image_embeds": 1.0})
+        self.layers = check_targets(self.targets)
+        self.logit_scale = clip.logit_scale.exp().item() if normalize_logits else None
+        self._clip = (clip.requires_grad_(False).eval(),)  # in a tuple, so that it is no submodule
+        self.zero_shot_weights = zero_shot_weights
+        self._calibration_pictures = calibration_pictures
+        if zero_shot_weights is None and any("cross_entropy" in stage.weights for stage in stages):
+            raise ValueError(
+                "A stage has a cross-entropy, which needs classes. Use data with a column 'label', or choose stages "
+                "without it."
+            )
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """`neck`; `codec`: all of it; `encoder`: the codec without g_s."""
+        codec = self.model.codec
+        encoder = [] if codec is None else [p for name, p in codec.named_parameters() if not name.startswith("g_s.")]
+        return {
+            "neck": list(self.model.vision_model.neck.parameters()),
+            "codec": [] if codec is None else list(codec.parameters()),
+            "encoder": encoder,
+        }
+
+    def begin(self, stage: Stage) -> None:
+        """As in `Objective`; a codec that was trained in an earlier stage gets integer networks of its new weights."""
+        super().begin(stage)
+        if _trains_codec(self.stages[: self.stages.index(stage)]) and not _trains_codec((stage,)):
+            self.model.codec.calibrate(self._calibration_pictures.to(self.model.device))
+
+    def forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, Terms]:
+        """The loss of a batch.
+
+        Args:
+            batch: `pixel_values`, or what frozen models said of them: `latents` and the targets by name. `labels`
+                where the stage has a cross-entropy.
+            stage: The stage.
+        """
+        terms: Terms = {}
+        if _trains_codec((stage,)):
+            latents, terms = codec_terms(self.model.codec, batch["pixel_values"], stage)
+        elif "latents" in batch:
+            latents = batch["latents"]
+        else:
+            latents = self.model.codec.encode(batch["pixel_values"]).latents
+        student = self._student(latents)
+        if "distillation" in stage.weights:
+            ready = all(name in batch for name in self.targets)
+            teacher = batch if ready else teacher_features(self._clip[0], batch["pixel_values"], self.targets)
+            terms["distillation"] = distillation(student, teacher, self.targets)
+        accuracy = {}
+        if "cross_entropy" in stage.weights:
+            terms["cross_entropy"], accuracy["accuracy"] = cross_entropy(
+                student["image_embeds"], batch["labels"], self.zero_shot_weights, logit_scale=self.logit_scale
+            )
+        loss, report = weighted_sum(terms, stage)
+        if "rate" in terms:
+            loss = loss + self.model.codec.aux_loss()
+        return loss, {**report, **accuracy}
+
+    def _student(self, latents: Tensor) -> dict[str, Tensor]:
+        outputs = self.model(latents=latents, output_hidden_states=bool(self.layers))
+        features = {"image_embeds": outputs.image_embeds, "last_hidden_state": outputs.last_hidden_state}
+        return features | {name: outputs.hidden_states[layer] for name, layer in self.layers.items()}
+
+    def calibrate(self) -> ComNeckModel:
+        """The model with a copy of its codec, ready to code with the present weights."""
+        shared = (self.model.vision_model, self.model.visual_projection)
+        model = copy.deepcopy(self.model, {id(part): part for part in shared}).eval()
+        if _trains_codec(self.stages):
+            model.codec.calibrate(self._calibration_pictures.to(model.device))
+        return model
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model in float16, with integer networks of its present weights, and its image processor."""
+        model = self.calibrate()
+        model.save_pretrained(folder, state_dict=half_precision(model))
+        side = model.config.image_size
+        crop_size = {"height": side, "width": side}
+        ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(folder)
+
+
+def _trains_codec(stages: Sequence[Stage]) -> bool:
+    return any({"codec", "encoder"} & set(stage.trains) for stage in stages)

@@ -1,0 +1,80 @@
+"""The configurations that are shipped: they parse, build what they say, and their trainings run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.training.arguments import parse_arguments
+from comneck_hf.training.stages import PRESETS, choose_stages, comneck_stages
+from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
+
+from .launch import ARGUMENTS, load_script, run_script
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FULL_SIZE = sorted(path.name for path in CONFIGS.glob("comneck-vitl14*.yaml"))
+SCRIPTS = {"clip": "train_clip", "codec": "train_codec"}
+
+
+def read(name: str, *words: str):
+    kind = name.removesuffix(".yaml").split("-")[2]
+    script = load_script(SCRIPTS.get(kind, "train_comneck"))
+    required = ["--output_dir", "run", *words]
+    if kind in SCRIPTS:
+        required += ["--data", "data"] + ["--shapes_data", "shapes"] * (kind == "clip")
+    elif "tiny" in name:
+        required += ["--data", "data", "--clip", "clip"]
+    return parse_arguments(
+        getattr(script, ARGUMENTS[SCRIPTS.get(kind, "train_comneck")]), [str(CONFIGS / name), *required]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_configuration_is_understood(name):
+    args = read(name)
+    assert args.steps >= 1000
+    assert not args.resume_from_checkpoint
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_trainings_have_the_published_sizes(name):
+    """On the meta device, so without the memory."""
+    args, side = read(name), 336 if "336" in name else 224
+    vision = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    vision |= {"patch_size": 14, "image_size": side, "projection_dim": 768}
+    text = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    preset = PRESETS[args.preset]
+    stages = choose_stages(comneck_stages(args.scenario, preset, lmbda=args.lmbda), args.stages)
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=768))
+        codec = ElicModel(ElicConfig())
+        model = ComNeckModel.from_codec_and_clip(
+            codec, clip, scenario=args.scenario, num_skipped_layers=args.num_skipped_layers
+        )
+        weights = torch.empty(1000, 768)
+    clip.logit_scale = torch.nn.Parameter(torch.tensor(4.6))
+    objective = ComNeckObjective(model, clip, stages, zero_shot_weights=weights, targets=parse_targets(args.targets))
+    parts = {part: sum(p.numel() for p in parameters) for part, parameters in objective.parts().items()}
+    assert parts["neck"] == 13_191_168 + (320 * 1024 if side == 336 else 0)  # 24x24 positions instead of 16x16
+    assert parts["codec"] == 33_792_771
+    assert model.config.image_size == (384 if side == 336 else 256)
+    objective.begin(stages[0])
+    assert objective.optimizers(args)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_trainings_run_at_small_size(name, data_folder, codec_folder, clip_folder, tmp_path):
+    words = ["--data", data_folder, "--clip", clip_folder, "--codec", codec_folder, "--output_dir", tmp_path]
+    words += ["--steps", 4, "--batch_size", 2, "--calibration_pictures", 2, "--validation_pictures", 4]
+    words += ["--dataloader_num_workers", 0, "--logging_steps", 1, "--warmup_steps", 1]
+    run_script("train_comneck", CONFIGS / name, *words)
+    log = json.loads((tmp_path / "log.json").read_text())
+    losses = [entry["loss"] for entry in log["log"] if "loss" in entry]
+    assert len(losses) == 4 and log["config"]["mixed_precision"] == "bf16"
+    assert ComNeckModel.from_pretrained(tmp_path / "model").config.scenario == log["config"]["scenario"]

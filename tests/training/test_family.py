@@ -1,0 +1,76 @@
+"""The command that trains the comneck-tiny family, and the one that measures it."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.quantization_elic import synthetic_pictures
+from comneck_hf.training.arguments import parse_arguments
+from comneck_hf.training.initialization import init_transforms_from_images
+
+from .conftest import WIDTHS
+from .launch import ARGUMENTS, load_script
+
+
+def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_command(tmp_path):
+    script = load_script("reproduce_tiny")
+    jobs = script.family(tmp_path / "data", tmp_path / "runs")
+    names = [job.name for job in jobs]
+    assert len(names) == len(set(names)) == 1 + 5 + 12
+    for number, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:number])
+        words = [str(script.CONFIGS / f"comneck-tiny-{job.config}.yaml"), "--output_dir", "run"]
+        words += [text for name, value in job.options.items() for text in (f"--{name}", str(value))]
+        args = parse_arguments(getattr(load_script(job.script), ARGUMENTS[job.script]), words)
+        for value in (getattr(args, name, None) for name in ("codec", "clip", "model")):
+            if value is not None:
+                assert value.split("/")[-2] in names[:number]
+        if job.name[0] == "d":
+            assert (args.scenario, args.quality) == (job.name[:2], int(job.name[-1]))
+
+
+def test_a_failing_training_stops_the_family_and_a_finished_one_is_not_repeated(tmp_path):
+    script = load_script("reproduce_tiny")
+    args = script.Arguments(data=str(tmp_path / "missing"), output_dir=str(tmp_path), only=["clip"])
+    with pytest.raises(script.subprocess.CalledProcessError):
+        script.main(args)
+    assert "missing" in (tmp_path / "clip.log").read_text()
+    (tmp_path / "clip" / "model").mkdir()
+    script.main(args)
+
+
+def test_the_family_is_measured_over_its_rates(data_folder, clip, clip_folder, tmp_path):
+    folders = []
+    for quality, lmbda in ((1, 0.002), (2, 0.02)):
+        torch.manual_seed(0)
+        codec = ElicModel(ElicConfig(**WIDTHS))
+        init_transforms_from_images(codec, synthetic_pictures(128, 6), lmbda)
+        codec.calibrate(synthetic_pictures(128, 2))
+        for scenario in ("d1", "d2"):
+            model = ComNeckModel.from_codec_and_clip(codec, clip, scenario=scenario, quality=quality)
+            folders.append(str(tmp_path / f"{scenario}-{quality}"))
+            model.save_pretrained(folders[-1])
+    script = load_script("evaluate_family")
+    output, figure = tmp_path / "results.json", tmp_path / "figure.png"
+    words = ["--models", *reversed(folders), "--data", str(data_folder), "--clip", str(clip_folder)]
+    script.main(parse_arguments(script.Arguments, [*words, "--output", str(output), "--figure", str(figure)]))
+    results = json.loads(output.read_text())
+    assert [(row["scenario"], row["quality"]) for row in results["models"]] == [
+        ("d1", 1),
+        ("d1", 2),
+        ("d2", 1),
+        ("d2", 2),
+    ]
+    first, second = results["models"][:2]
+    assert first["bytes_per_picture"] < second["bytes_per_picture"]
+    assert first["pictures"] == 16
+    ends = [results["top1_at_equal_bytes"][index] for index in (0, -1)]
+    assert [row["rate"] for row in ends] == pytest.approx([first["bytes_per_picture"], second["bytes_per_picture"]])
+    assert [row["reconstruction"] for row in ends] == pytest.approx([first["decoded_top1"], second["decoded_top1"]])
+    assert set(results["psnr_at_equal_bytes"][0]) == {"rate", "d1", "d2"}
+    assert Image.open(figure).size == (744, 528)
