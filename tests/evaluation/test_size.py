@@ -31,8 +31,8 @@ def test_every_way_of_counting_agrees_on_a_trained_codec(codec, images):
     for image in images:
         size = picture_size(codec, image)
         assert size.payload_bits == pytest.approx(size.integer_bits, rel=0.02, abs=64)
-        assert size.integer_bits == pytest.approx(size.float_bits, rel=0.01)
-        assert size.integer_bits == pytest.approx(size.estimate_bits, rel=0.02)
+        assert size.integer_bits == pytest.approx(size.float_bits, rel=0.03)
+        assert size.integer_bits == pytest.approx(size.estimate_bits, rel=0.03)
 
 
 def test_the_summary_is_the_mean_over_pictures(codec, images):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from comneck_hf.training.arguments import parse_arguments
 
@@ -32,7 +33,9 @@ def load_script(name: str) -> ModuleType:
 
 
 def run_script(name: str, *words: object) -> None:
-    """Runs a script in this process."""
+    """Runs a script in this process, as if it were the first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     script = load_script(name)
     script.main(parse_arguments(getattr(script, ARGUMENTS[name]), [str(word) for word in words]))
 
