@@ -13,7 +13,7 @@ from transformers import CLIPModel, HfArgumentParser
 
 import comneck_hf
 from comneck_hf.evaluation.machine import describe_machine
-from comneck_hf.evaluation.training_speed import step_times
+from comneck_hf.evaluation.training_speed import full_size_gigaflops, step_times
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.training.arguments import RunArguments
 from comneck_hf.training.augmentation import Augmentation
@@ -112,6 +112,7 @@ def main(args: Arguments) -> None:
         "trainings": {
             name: {part: round(time, 2) for part, time in times.items()} for name, times in trainings.items()
         },
+        "full_size_gigaflops_per_picture": {name: round(value, 1) for name, value in full_size_gigaflops().items()},
     }
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

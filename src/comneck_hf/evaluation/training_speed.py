@@ -1,15 +1,34 @@
-"""Where the time of a training step goes."""
+"""Where the time of a training step goes, and what a step costs at full size."""
 
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel
 
+from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.elic.configuration_elic import ElicConfig
+from ..models.elic.modeling_elic import ElicModel
 from ..training.arguments import RunArguments
 from ..training.objective import Batch, Objective
-from ..training.stages import Stage
+from ..training.stages import PRESETS, Stage, comneck_stages
+from ..training.surrogate import ComNeckObjective, teacher_features
+
+
+_VIT_L14 = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "patch_size": 14,
+    "image_size": 224,
+    "projection_dim": 768,
+}
+_VIT_L14_TEXT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
 def step_times(
@@ -69,6 +88,53 @@ def step_times(
     }
 
 
+def full_size_gigaflops() -> dict[str, float]:
+    """Floating point operations per picture (two per multiplication) of the trainings for CLIP ViT-L/14 at 224 pixels.
+
+    Counted on tensors without data. `codec` is the float form of the encoder, whose integers do the same products.
+    """
+    with FakeTensorMode():
+        clip = CLIPModel(CLIPConfig(vision_config=_VIT_L14, text_config=_VIT_L14_TEXT, projection_dim=768))
+        codec = ElicModel(ElicConfig())
+        model = ComNeckModel.from_codec_and_clip(codec, clip)
+        pixel_values, labels = torch.empty(1, 3, 256, 256), torch.zeros(1, dtype=torch.long)
+        targets = {"image_embeds": 1.0, "hidden_states[-2]": 1.0}
+        features = teacher_features(clip, pixel_values, targets)
+        coded = {"latents": torch.empty(1, 320, 16, 16), "labels": labels, **features}
+
+        def train(scenario: str, name: str, batch: Batch) -> None:
+            stage = next(
+                stage for stage in comneck_stages(scenario, PRESETS["paper"], lmbda=1.0) if stage.name == name
+            )
+            # Raw logits: the temperature is a number, which these tensors do not have.
+            objective = ComNeckObjective(
+                model,
+                clip,
+                (stage,),
+                zero_shot_weights=torch.empty(1000, 768),
+                targets=targets,
+                normalize_logits=False,
+            )
+            objective.begin(stage)
+            objective(batch, stage)[0].backward()
+
+        with torch.no_grad():
+            parts = {
+                "teacher": _gigaflops(lambda: teacher_features(clip, pixel_values, targets)),
+                "codec": _gigaflops(lambda: codec(pixel_values, quantization="ste", reconstruct=False)),
+            }
+        parts["student, forward and backward"] = _gigaflops(lambda: train("d1", "align", coded))
+        fresh = {"pixel_values": pixel_values, "labels": labels}
+        joint = {f"{name} joint": _gigaflops(lambda name=name: train(name, "joint", fresh)) for name in ("d2", "d3")}
+        return {**parts, "d1": sum(parts.values()), **joint}
+
+
+def _gigaflops(function: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
+
+
 def _timed(row: dict[str, float], name: str, function: Callable[[], object]) -> object:
     start = time.perf_counter()
     result = function()
@@ -76,4 +142,4 @@ def _timed(row: dict[str, float], name: str, function: Callable[[], object]) -> 
     return result
 
 
-__all__ = ["step_times"]
+__all__ = ["full_size_gigaflops", "step_times"]
