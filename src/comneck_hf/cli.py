@@ -5,15 +5,27 @@ Exit codes: 0 all went well, 1 an input failed (one line on stderr says why), 2 
 """
 
 import json
-from collections.abc import Callable, Sequence
-from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
+from .commands import hub
+from .commands.terminal import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    in_batches,
+    one_line_errors,
+    placement,
+    print_json,
+    report,
+)
 
 
 if TYPE_CHECKING:
@@ -28,9 +40,6 @@ DEFAULT_MODEL = "comneck-tiny-d1-q2"
 DEFAULT_CLIP = "comneck-tiny-clip"
 DEFAULT_FIGURE = Path("comneck_demo.png")
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 app = typer.Typer(
     name="comneck",
     help="Pictures to bitstreams; bitstreams to CLIP features, labels and pictures.",
@@ -41,21 +50,7 @@ app = typer.Typer(
 )
 
 
-class Dtype(StrEnum):
-    """Floating types of the networks. Entropy coding is in integers and the same for all."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, Hub id or packaged model.")]
 ClipOption = Annotated[str, typer.Option("--clip", help="CLIP that the model was made from; its text tower labels.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the float networks.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no result lines.")]
-ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Files coded together.")]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="How many labels to list.")]
 LabelsOption = Annotated[str | None, typer.Option("--labels", help='Own labels: "cat, dog, a red car".')]
@@ -63,20 +58,6 @@ InterpolateOption = Annotated[
     bool, typer.Option("--interpolate", help="Accept latents of other sizes than the neck's.")
 ]
 BitstreamsArgument = Annotated[list[Path], typer.Argument(metavar="FILE.cnk", help=".cnk files, or folders of them.")]
-
-
-def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns mistakes of the user into one line on stderr and exit code 1."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            _complain(str(error))
-            raise typer.Exit(1) from None
-
-    return wrapped
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,7 +76,7 @@ def main(
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def encode(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one picture also FILE.cnk.")] = Path(),
@@ -118,14 +99,14 @@ def encode(
     from .commands.streams import encode_files
 
     pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
-    codec = load_codec(model, **_placement(device, dtype))
+    codec = load_codec(model, **placement(device, dtype))
     image_processor = load_image_processor(model, crop=not no_crop)
-    results = _in_batches(pairs, batch_size, lambda batch: encode_files(codec, image_processor, batch), quiet)
-    _report(results, _coding_line, quiet, as_json)
+    results = in_batches(pairs, batch_size, lambda batch: encode_files(codec, image_processor, batch), quiet)
+    report(results, _coding_line, quiet, as_json)
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def decode(
     bitstreams: BitstreamsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one file also a picture file.")] = Path(),
@@ -143,13 +124,13 @@ def decode(
     from .commands.streams import decode_files
 
     pairs = pair_files(bitstreams, output, reads=[BITSTREAM_SUFFIX], writes=PICTURE_SUFFIXES, overwrite=force)
-    codec = load_codec(model, **_placement(device, dtype))
-    results = _in_batches(pairs, batch_size, lambda batch: decode_files(codec, batch), quiet)
-    _report(results, _coding_line, quiet, as_json)
+    codec = load_codec(model, **placement(device, dtype))
+    results = in_batches(pairs, batch_size, lambda batch: decode_files(codec, batch), quiet)
+    report(results, _coding_line, quiet, as_json)
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def features(
     bitstreams: BitstreamsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file.")] = Path("features.safetensors"),
@@ -176,8 +157,8 @@ def features(
     paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
     if not force:
         refuse_existing([output])
-    comneck = load_model(model, **_placement(device, dtype))
-    batches = _in_batches(
+    comneck = load_model(model, **placement(device, dtype))
+    batches = in_batches(
         paths, batch_size, lambda batch: [feature_tensors(comneck, batch, interpolate=interpolate)], quiet
     )
     tensors = concatenate_features(batches)
@@ -186,13 +167,13 @@ def features(
     save_file(tensors, output, metadata={"model": model, "files": json.dumps(names)})
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if as_json:
-        _print_json({"output": str(output), "files": names, "shapes": shapes})
+        print_json({"output": str(output), "files": names, "shapes": shapes})
     elif not quiet:
         typer.echo(f"{output}  " + "  ".join(f"{name} {shape}" for name, shape in shapes.items()))
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def classify(
     bitstreams: BitstreamsArgument,
     labels: LabelsOption = None,
@@ -212,21 +193,21 @@ def classify(
     from .commands.streams import classify_files
 
     paths = [path for path, _ in find_files(bitstreams, suffixes=[BITSTREAM_SUFFIX])]
-    placement = _placement(device, dtype)
-    classifier = _load_classifier(clip, labels, placement["device"])
-    comneck = load_model(model, **placement)
+    where = placement(device, dtype)
+    classifier = _load_classifier(clip, labels, where["device"])
+    comneck = load_model(model, **where)
 
-    results = _in_batches(
+    results = in_batches(
         paths,
         batch_size,
         lambda batch: classify_files(comneck, classifier, batch, count=top, interpolate=interpolate),
         quiet,
     )
-    _report(results, _labels_line, quiet, as_json)
+    report(results, _labels_line, quiet, as_json)
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def info(
     bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file.")],
     model: ModelOption = DEFAULT_MODEL,
@@ -244,16 +225,16 @@ def info(
 
     data = bitstream.read_bytes()
     bitstream_facts(data)  # a damaged container is reported without loading a model
-    codec = None if no_model else load_codec(model, **_placement(device, Dtype.float32))
+    codec = None if no_model else load_codec(model, **placement(device, Dtype.float32))
     facts = bitstream_facts(data, codec=codec)
     if as_json:
-        _print_json({"input": str(bitstream), "model": None if no_model else model, **facts})
+        print_json({"input": str(bitstream), "model": None if no_model else model, **facts})
     else:
         typer.echo(bitstream_text(facts, name=str(bitstream), model=model))
 
 
 @app.command()
-@_one_line_errors
+@one_line_errors
 def demo(
     image: Annotated[
         Path | None, typer.Argument(metavar="IMAGE", help="A picture; a packaged one if left out.")
@@ -281,9 +262,9 @@ def demo(
         refuse_existing([output])
     source = demo_photograph() if image is None else image
     picture = read_picture(source)
-    placement = _placement(device, dtype)
-    classifier = _load_classifier(clip, labels, placement["device"])
-    comneck = load_model(model, **placement)
+    where = placement(device, dtype)
+    classifier = _load_classifier(clip, labels, where["device"])
+    comneck = load_model(model, **where)
     result = run_demo(
         picture,
         name=source.name,
@@ -295,39 +276,26 @@ def demo(
     output.parent.mkdir(parents=True, exist_ok=True)
     result.save_figure(output)
     if as_json:
-        _print_json({**result.to_dict(), "input": str(source), "figure": str(output), "model": model})
+        print_json({**result.to_dict(), "input": str(source), "figure": str(output), "model": model})
     else:
         typer.echo(f"{result.to_text()}\n\nfigure: {output}")
 
 
+app.command()(hub.convert)
+app.command()(hub.export)
+
+
 @app.command()
-@_one_line_errors
+@one_line_errors
 def env(as_json: JsonOption = False) -> None:
     """Show versions, processor, threads and the executor of the integer networks, for bug reports."""
     from .commands.reports import environment_facts, environment_text
 
     facts = environment_facts()
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         typer.echo(environment_text(facts))
-
-
-def _placement(device: str, dtype: Dtype) -> dict[str, Any]:
-    """Keyword arguments for loading; silences the libraries, whose messages are not for users of a command."""
-    import torch
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    from .commands.loading import resolve_device
-
-    hub_logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return {"device": resolve_device(device), "dtype": getattr(torch, dtype.value)}
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from None
 
 
 def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "ZeroShotClassifier":
@@ -342,36 +310,6 @@ def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "
     return ZeroShotClassifier.from_pretrained(resolve_model(clip), class_names=names, device=device)
 
 
-def _in_batches(
-    items: Sequence[Item], batch_size: int, work: Callable[[Sequence[Item]], list[Result]], quiet: bool
-) -> list[Result]:
-    """Results of all batches in order, with a progress bar if there is more than one item."""
-    from tqdm.auto import tqdm
-
-    results: list[Result] = []
-    with tqdm(total=len(items), unit="file", disable=quiet or len(items) == 1) as bar:
-        for first in range(0, len(items), batch_size):
-            batch = items[first : first + batch_size]
-            results += work(batch)
-            bar.update(len(batch))
-    return results
-
-
-def _report(
-    results: "Sequence[FileResult]", to_line: "Callable[[FileResult], str]", quiet: bool, as_json: bool
-) -> None:
-    """Prints one line or one JSON object per input; errors on stderr, with exit code 1."""
-    if as_json:
-        _print_json([result.to_dict() for result in results])
-    for result in results:
-        if result.error is not None:
-            _complain(f"{result.input}: {result.error}")
-        elif not (quiet or as_json):
-            typer.echo(to_line(result))
-    if any(result.error is not None for result in results):
-        raise typer.Exit(1)
-
-
 def _coding_line(result: "FileResult") -> str:
     size = f"{result.bytes} bytes, {result.width}x{result.height} pixels, {result.bpp:.3f} bpp"
     return f"{result.input} -> {result.output}  {size}"
@@ -380,11 +318,3 @@ def _coding_line(result: "FileResult") -> str:
 def _labels_line(result: "FileResult") -> str:
     labels = ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in result.labels)
     return f"{result.input}  {labels}"
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"Error: {' '.join(message.split())}", err=True)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from comneck_hf.evaluation.compressai_reference import CompressAICodec, compressai_key, to_compressai
+from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
 from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.layouts_elic import compressai_key
 from comneck_hf.models.elic.modeling_elic import ElicModel
 
 

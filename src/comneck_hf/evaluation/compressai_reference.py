@@ -1,7 +1,7 @@
 """The same weights in CompressAI's `elic2022-chandelier`: what speed, size and exactness are compared with."""
 
-import re
 import struct
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,31 +9,8 @@ import torch
 from torch import nn
 
 from ..models.elic.configuration_elic import ElicConfig
+from ..models.elic.layouts_elic import compressai_key
 from ..models.elic.modeling_elic import ElicEncoderOutput, ElicModel
-
-
-# Our names to CompressAI's. Both hold means before scales, and contexts before hyper parameters.
-_KEYS = (
-    (r"^(g_[as]\..*)\.trunk\.", r"\1.conv_a."),
-    (r"^(g_[as]\..*)\.gate\.", r"\1.conv_b."),
-    (r"(\.conv_[ab]\.\d)\.conv1\.", r"\1.conv.0."),
-    (r"(\.conv_[ab]\.\d)\.conv2\.", r"\1.conv.2."),
-    (r"(\.conv_[ab]\.\d)\.conv3\.", r"\1.conv.4."),
-    (r"^h_([as])\.", r"latent_codec.hyper.h_\1."),
-    (r"^entropy_bottleneck\.", "latent_codec.hyper.entropy_bottleneck."),
-    (r"^spatial_contexts\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.context_prediction."),
-    (r"^parameter_aggregations\.(\d+)\.", r"latent_codec.y.latent_codec.y\1.entropy_parameters."),
-)
-
-
-def compressai_key(key: str) -> str:
-    """Name of one of [`ElicModel`]'s parameters in CompressAI's `elic2022-chandelier`."""
-    match = re.match(r"^channel_contexts\.(\d+)\.(.*)$", key)
-    if match:
-        return f"latent_codec.y.channel_context.y{int(match[1]) + 1}.{match[2]}"
-    for pattern, replacement in _KEYS:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def to_compressai(codec: ElicModel) -> nn.Module:
@@ -51,7 +28,9 @@ def to_compressai(codec: ElicModel) -> nn.Module:
     Raises:
         ValueError: If the kernel size is not 5, which is the only one that CompressAI builds.
     """
-    from compressai.models import Elic2022Chandelier
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, which CompressAI's import uses
+        from compressai.models import Elic2022Chandelier
 
     config = codec.config
     if config.kernel_size != 5:
@@ -133,4 +112,4 @@ def _replace_convolutions(layers: nn.Sequential, hidden_widths: list[int] | tupl
             layers[2 * index] = nn.Conv2d(before, after, old.kernel_size, padding=old.padding)
 
 
-__all__ = ["CompressAICodec", "compressai_key", "to_compressai"]
+__all__ = ["CompressAICodec", "to_compressai"]

@@ -28,8 +28,8 @@ def load_pictures(path: str | Path, *, split: str = "train", start: int = 0, sto
     return torch.stack([picture_tensor(row["image"]) for row in rows])
 
 
-def load_picture_folder(path: str | Path) -> list[torch.Tensor]:
-    """Every picture file of a folder by name: uint8 tensors `(3, height, width)` of any sizes.
+def load_picture_folder(path: str | Path, *, limit: int | None = None) -> list[torch.Tensor]:
+    """The picture files of a folder by name, the first `limit`: uint8 tensors `(3, height, width)` of any sizes.
 
     Raises:
         ValueError: If the folder has no picture.
@@ -38,7 +38,7 @@ def load_picture_folder(path: str | Path) -> list[torch.Tensor]:
     if not files:
         raise ValueError(f"{path} has no picture ({', '.join(_SUFFIXES)}). Pass a folder of picture files.")
     pictures = []
-    for file in files:
+    for file in files[:limit]:
         with Image.open(file) as image:
             pictures.append(picture_tensor(image))
     return pictures

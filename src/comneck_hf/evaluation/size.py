@@ -84,19 +84,20 @@ def picture_size(codec: ElicModel, picture: torch.Tensor) -> PictureSize:
     )
 
 
-def summarize_sizes(codec: ElicModel, pictures: Iterable[torch.Tensor]) -> dict[str, float]:
+def summarize_sizes(codec: ElicModel, pictures: Iterable[torch.Tensor], *, progress: bool = True) -> dict[str, float]:
     """Means over pictures, for results/benchmark.json.
 
     Args:
         codec: The codec, in eval mode.
         pictures: uint8 `(3, height, width)` each.
+        progress: Show a bar.
 
     Returns:
         Bits per pixel, bytes, and relative differences in percent: container against estimate
         (`over_estimate_percent`; `over_estimate_bytes` in bytes), payload against the tables' ideal, and integer
         networks against float networks, both ideal under the same tables.
     """
-    sizes = [picture_size(codec, picture) for picture in tqdm(pictures, desc="sizes")]
+    sizes = [picture_size(codec, picture) for picture in tqdm(pictures, desc="sizes", disable=not progress)]
     excess = [size.bytes - size.estimate_bits / 8 for size in sizes]
     return {
         "pictures": len(sizes),

@@ -176,9 +176,7 @@ class ComNeckObjective(Objective):
         """Writes the model in float16, with integer networks of its present weights, and its image processor."""
         model = self.calibrate()
         model.save_pretrained(folder, state_dict=half_precision(model))
-        side = model.config.image_size
-        crop_size = {"height": side, "width": side}
-        ComNeckImageProcessor(size={"shortest_edge": side}, crop_size=crop_size).save_pretrained(folder)
+        ComNeckImageProcessor.for_size(model.config.image_size).save_pretrained(folder)
 
 
 def _trains_codec(stages: Sequence[Stage]) -> bool:

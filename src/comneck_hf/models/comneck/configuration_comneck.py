@@ -1,6 +1,8 @@
 """ComNeck configurations."""
 
-from dataclasses import field
+import copy
+from dataclasses import field, fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
@@ -134,6 +136,42 @@ class ComNeckConfig(PreTrainedConfig):
     scenario: str = "d1"
     quality: int | None = None
     projection_dim: int | None = None
+
+    @classmethod
+    def from_codec_and_clip_configs(
+        cls,
+        codec_config: PreTrainedConfig | None,
+        clip_config: CLIPVisionConfig,
+        *,
+        projection_dim: int,
+        scenario: str = "d1",
+        quality: int | None = None,
+        **vision_options: Any,
+    ) -> "ComNeckConfig":
+        """The configuration of a codec and a CLIP tower with a neck between them.
+
+        Args:
+            codec_config: Of the codec; `None` for a model that takes latents only.
+            clip_config: Of CLIP's vision tower.
+            projection_dim: Width of CLIP's embeddings.
+            scenario: `"d1"`, `"d2"` or `"d3"`.
+            quality: Operating point, 1 to 4; the codec's by default.
+            vision_options: Fields of [`ComNeckVisionConfig`], such as `num_skipped_layers` or `keep_clip_stem`.
+
+        Raises:
+            ValueError: If an option is not a field of `ComNeckVisionConfig`.
+        """
+        unknown = set(vision_options) - {option.name for option in fields(ComNeckVisionConfig)}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no fields of `ComNeckVisionConfig`; check their spelling.")
+        tower = {option.name: getattr(clip_config, option.name) for option in fields(clip_config)}
+        tower.update(projection_dim=projection_dim, architectures=None, dtype=None)
+        if codec_config is not None:
+            codec_config = copy.deepcopy(codec_config)
+            tower["latent_channels"] = codec_config.latent_channels
+            quality = getattr(codec_config, "quality", None) if quality is None else quality
+        vision_config = ComNeckVisionConfig(**{**tower, **vision_options})
+        return cls(codec_config=codec_config, vision_config=vision_config, scenario=scenario, quality=quality)
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)

@@ -46,6 +46,12 @@ class ComNeckImageProcessor(TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[ComNeckImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
 
+    @classmethod
+    def for_size(cls, size: int | tuple[int, int]) -> "ComNeckImageProcessor":
+        """Crops to `size`: the side, or height and width, in pixels; a model's is `config.image_size`."""
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width})
+
     def _preprocess(
         self,
         images: list[torch.Tensor],

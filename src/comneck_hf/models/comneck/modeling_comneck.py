@@ -1,9 +1,8 @@
 """CLIP vision tower fed by codec latents, and the model that joins it with a codec."""
 
-import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -209,19 +208,13 @@ class ComNeckModel(PreTrainedModel):
         Raises:
             ValueError: If an option is not a field of `ComNeckVisionConfig`.
         """
-        unknown = set(vision_options) - {option.name for option in fields(ComNeckVisionConfig)}
-        if unknown:
-            raise ValueError(f"{sorted(unknown)} are no fields of `ComNeckVisionConfig`; check their spelling.")
-        clip_config = clip.config.vision_config if isinstance(clip, CLIPModel) else clip.config
-        tower = {option.name: getattr(clip_config, option.name) for option in fields(clip_config)}
-        tower.update(projection_dim=clip.visual_projection.out_features, architectures=None, dtype=None)
-        codec_config = None if codec is None else copy.deepcopy(codec.config)
-        if codec is not None:
-            tower["latent_channels"] = codec_config.latent_channels
-            quality = getattr(codec_config, "quality", None) if quality is None else quality
-        vision_config = ComNeckVisionConfig(**{**tower, **vision_options})
-        config = ComNeckConfig(
-            codec_config=codec_config, vision_config=vision_config, scenario=scenario, quality=quality
+        config = ComNeckConfig.from_codec_and_clip_configs(
+            None if codec is None else codec.config,
+            clip.config.vision_config if isinstance(clip, CLIPModel) else clip.config,
+            projection_dim=clip.visual_projection.out_features,
+            scenario=scenario,
+            quality=quality,
+            **vision_options,
         )
         model = cls(config)
         if codec is not None:

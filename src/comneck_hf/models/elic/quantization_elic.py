@@ -115,7 +115,7 @@ def _record_ranges(codec: ElicModel, pixel_values: torch.Tensor) -> dict[str, Ac
     codec.eval()
     try:
         for pictures in pixel_values.split(4):
-            record("y", codec(pictures.to(codec.device), quantization="ste").latents)
+            record("y", codec(pictures.to(codec.device), quantization="ste", reconstruct=False).latents)
     finally:
         codec.train(training)
         for remove in removers:

@@ -1,0 +1,100 @@
+"""The commands that bring checkpoints of other code bases in, and ours out and to the Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..hub import DEFAULT_CLIP
+from .terminal import ForceOption, JsonOption, ModelOption, QuietOption, one_line_errors, print_json, silence_libraries
+
+
+@one_line_errors
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Path or URL: d1_1.pth.tar, a bare ELIC, CompressAI's ELIC.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, for from_pretrained.")],
+    clip: Annotated[
+        str, typer.Option("--clip", help="CLIP of the neck: folder, Hub id, or file with OpenAI's names.")
+    ] = DEFAULT_CLIP,
+    scenario: Annotated[str | None, typer.Option("--scenario", help="d1, d2 or d3; else from the file name.")] = None,
+    quality: Annotated[int | None, typer.Option("--quality", help="1 to 4; else from the file name.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="16 photographs: ranges and rate of the integer networks.")
+    ] = None,
+    post_layernorm_repeats: Annotated[
+        int, typer.Option("--post-layernorm-repeats", min=1, help="2 gives the embeddings of the authors' code.")
+    ] = 1,
+    codec_only: Annotated[bool, typer.Option("--codec-only", help="Leave the neck out; needs no CLIP.")] = False,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint of the authors, or an ELIC codec, into a model folder, and prove it.
+
+    Every tensor must be accounted for. The integer networks and coding tables are derived, codec, neck and CLIP layers
+    are compared with independent computations, and the folder is loaded again; OUTPUT/conversion_report.json keeps it
+    all. Nothing in the checkpoint is run, and nothing is written if a check fails.
+    """
+    from ..hub.convert import convert_checkpoint
+    from .loading import resolve_model
+
+    silence_libraries()
+    report = convert_checkpoint(
+        source,
+        output,
+        clip=clip if Path(clip).is_file() else resolve_model(clip),
+        scenario=scenario,
+        quality=quality,
+        pictures=pictures,
+        post_layernorm_repeats=post_layernorm_repeats,
+        codec_only=codec_only,
+        overwrite=force,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(report.to_dict())
+    elif not quiet:
+        typer.echo(f"{report.to_text()}\n\nmodel: {output}")
+
+
+@one_line_errors
+def export(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, as torch.save does.")],
+    layout: Annotated[str, typer.Option("--layout", help="authors (also VincentChandelier's) or compressai.")],
+    codec_only: Annotated[bool, typer.Option("--codec-only", help="Leave the neck out: a bare state dict.")] = False,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a model's weights for another code base: the authors', or CompressAI's elic2022-chandelier.
+
+    The authors' layout holds codec and neck, CompressAI's the codec. Both are complete for a strict load there, float
+    coding tables included. Bitstreams are not interchangeable.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from .. import ComNeckConfig
+    from ..hub.export import export_checkpoint, export_codec
+    from .files import refuse_existing
+    from .loading import load_codec, load_model, resolve_model
+
+    silence_libraries()
+    if not force:
+        refuse_existing([output])
+    has_neck = isinstance(AutoConfig.from_pretrained(resolve_model(model)), ComNeckConfig)
+    if layout == "authors" and has_neck and not codec_only:
+        content = export_checkpoint(load_model(model))
+        count = sum(len(part) for part in content.values())
+    else:
+        content = export_codec(load_codec(model), layout)
+        count = len(content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, output)
+    if not quiet:
+        typer.echo(f"{output}  {count} tensors")
+
+
+__all__ = ["convert", "export"]

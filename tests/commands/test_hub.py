@@ -1,0 +1,50 @@
+"""`comneck convert` and `comneck export` as a user types them."""
+
+import json
+
+import torch
+from hub.authors_layout import TINY, checkpoint, clip_state, codec_state, neck_state
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from comneck_hf.cli import app
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_checkpoint_is_converted_and_exported_again(tmp_path):
+    codec, neck = codec_state(**TINY), neck_state(24, 64, 128, 65)
+    source, clip, model = tmp_path / "d3_1.pth.tar", tmp_path / "clip.pt", tmp_path / "model"
+    torch.save(checkpoint(codec, neck), source)
+    torch.save(clip_state(64, 128, 3, 65, 14, 48), clip)
+
+    result = run("convert", source, "-o", model, "--clip", clip)
+    assert result.exit_code == 0, result.output
+    assert "image_embeds against plain PyTorch" in result.output
+    config = AutoModel.from_pretrained(model).config
+    assert (config.scenario, config.quality, config.vision_config.post_layernorm_repeats) == ("d3", 1, 1)
+
+    again = run("convert", source, "-o", model, "--clip", clip)
+    assert again.exit_code == 1
+    assert "exists already" in again.output
+
+    assert run("export", "-m", model, "--layout", "authors", "-o", tmp_path / "back.pth").exit_code == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert torch.equal(back["adapter"]["class_embedding"], neck["class_embedding"])
+    assert torch.equal(back["state_dict"]["h_s.4.weight"], codec["h_s.4.weight"])
+
+    assert (
+        run("export", "-m", model, "--layout", "authors", "--codec-only", "-o", tmp_path / "bare.pth").exit_code == 0
+    )
+    report = run("convert", tmp_path / "bare.pth", "-o", tmp_path / "codec", "--json", "--quiet")
+    assert json.loads(report.stdout)["coding_tables"] == "valid"
+
+
+def test_a_clip_given_as_checkpoint_is_one_line(tmp_path):
+    torch.save(clip_state(64, 128, 3, 65, 14, 48), tmp_path / "clip.pt")
+    result = run("convert", tmp_path / "clip.pt", "-o", tmp_path / "model", "--quiet")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "it looks like a CLIP" in result.stderr
