@@ -58,6 +58,8 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.failures: list[tuple[str, int]] = []
+        """Pattern of "METHOD path" and the status to answer with; status 0 is no answer at all."""
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -87,12 +89,18 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.command == "POST" and "Authorization" not in self.headers:
                 raise Refusal(401, "Unauthorized")
+            for pattern, status in self.server.failures:
+                if re.search(pattern, f"{self.command} {path}"):
+                    raise Refusal(status, _ERROR_CODES.get(status, "Failure"))
             for pattern, answer in _ROUTES.items():
                 if match := re.fullmatch(pattern, f"{self.command} {path}"):
                     return answer(self, *(group and unquote(group) for group in match.groups()))
             raise Refusal(501, "NotImplemented")
         except Refusal as refusal:
             status, code = refusal.args
+            if status == 0:
+                self.close_connection = True
+                return
             self._send(b'{"error": "%b"}' % code.encode(), status, {"X-Error-Code": code})
 
     do_HEAD = do_POST = do_PUT = do_GET
@@ -208,6 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+_ERROR_CODES = {403: "GatedRepo", 404: "RepoNotFound"}
 _MODEL, _REVISION = "([^/]+/[^/]+)", "([^/]+)"
 _ROUTES = {
     "POST /api/repos/create": _Handler.create,

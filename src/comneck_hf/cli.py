@@ -283,6 +283,7 @@ def demo(
 
 app.command()(hub.convert)
 app.command()(hub.export)
+app.command()(hub.push)
 
 
 @app.command()

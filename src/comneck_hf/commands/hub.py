@@ -27,6 +27,8 @@ def convert(
         int, typer.Option("--post-layernorm-repeats", min=1, help="2 gives the embeddings of the authors' code.")
     ] = 1,
     codec_only: Annotated[bool, typer.Option("--codec-only", help="Leave the neck out; needs no CLIP.")] = False,
+    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push the folder to --repo-id as well.")] = False,
+    repo_id: Annotated[str | None, typer.Option("--repo-id", help="organization/name on the Hub.")] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -37,9 +39,13 @@ def convert(
     are compared with independent computations, and the folder is loaded again; OUTPUT/conversion_report.json keeps it
     all. Nothing in the checkpoint is run, and nothing is written if a check fails.
     """
+    from ..hub.cards import ModelFacts
     from ..hub.convert import convert_checkpoint
+    from ..hub.publish import publish_model
     from .loading import resolve_model
 
+    if push_to_hub and repo_id is None:
+        raise typer.BadParameter("is needed to push; write --repo-id organization/name.", param_hint="--repo-id")
     silence_libraries()
     report = convert_checkpoint(
         source,
@@ -53,6 +59,8 @@ def convert(
         overwrite=force,
         progress=not quiet,
     )
+    if push_to_hub:
+        publish_model(output, ModelFacts(repo_id=repo_id))
     if as_json:
         print_json(report.to_dict())
     elif not quiet:
@@ -97,4 +105,35 @@ def export(
         typer.echo(f"{output}  {count} tensors")
 
 
-__all__ = ["convert", "export"]
+@one_line_errors
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved or converted model.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="organization/name on the Hub.")],
+    tag: Annotated[str | None, typer.Option("--tag", help="Release, such as v1.0. Tags are never moved.")] = None,
+    facts: Annotated[
+        Path | None, typer.Option("--facts", help="YAML with what the card says: license, training, limits, ...")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", help="Write the repository's content to this folder instead.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Put a model on the Hub: whole weights, card, and the file for trust_remote_code, in one commit.
+
+    Repeating the command after a failure goes on where that was.
+    """
+    from dataclasses import replace
+
+    from ..hub.cards import ModelFacts, load_facts
+    from ..hub.publish import publish_model
+
+    silence_libraries()
+    known = ModelFacts(repo_id=repo_id) if facts is None else replace(load_facts(facts), repo_id=repo_id)
+    published = publish_model(folder, known, tag=tag, private=private, dry_run=dry_run)
+    if not quiet:
+        state = "" if published.changed else "  (was there already)"
+        typer.echo(f"{dry_run or repo_id}  {published.revision}{state}")
+
+
+__all__ = ["convert", "export", "push"]

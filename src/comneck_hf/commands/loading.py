@@ -4,10 +4,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from .. import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
+from ..hub.publish import network_errors
 
 
 ModelT = TypeVar("ModelT", ComNeckModel, ElicModel)
@@ -61,8 +69,7 @@ def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         ValueError: If the model has no codec.
         OSError: If there is no model.
     """
-    path = resolve_model(name)
-    config = AutoConfig.from_pretrained(path)
+    path, config = _load_config(name)
     if isinstance(config, ComNeckConfig):
         config = config.codec_config
     if not isinstance(config, ElicConfig):
@@ -77,11 +84,39 @@ def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         ValueError: If it is no ComNeck model.
         OSError: If there is no model.
     """
-    path = resolve_model(name)
-    config = AutoConfig.from_pretrained(path)
+    path, config = _load_config(name)
     if not isinstance(config, ComNeckConfig):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck model.")
     return _load_weights(ComNeckModel, path, config, dtype).to(device)
+
+
+def _load_config(name: str) -> tuple[str, PreTrainedConfig]:
+    """What `from_pretrained` takes for a name, and the configuration there."""
+    path = resolve_model(name)
+    if not Path(path).is_dir():
+        _reach(path)
+    return path, AutoConfig.from_pretrained(path)
+
+
+def _reach(repo_id: str) -> None:
+    """Fetches a model's configuration from the Hub or the cache; raises `OSError` that says what is the matter."""
+    try:
+        hf_hub_download(repo_id, "config.json")
+    except GatedRepoError:
+        reason = "it is gated: ask for access on its page, and run `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "there is no such model on the Hub, or your token may not see it (`hf auth login`)"
+    except LocalEntryNotFoundError as error:
+        cause = error.__cause__ or error
+        first = " ".join(str(cause).split())[:160] or type(cause).__name__
+        reason = f"the Hub cannot be reached ({first}), and it is not in the cache; try again later or give a folder"
+    except EntryNotFoundError:
+        reason = "it has no config.json, so it is no transformers model"
+    except network_errors() as error:  # HTTP errors among them
+        reason = f"the Hub did not answer as expected ({' '.join(str(error).split())[:160]}); try again later"
+    else:
+        return
+    raise OSError(f"{repo_id} cannot be loaded: {reason}.")
 
 
 def _load_weights(

@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..hub_code import HubCode
+
 
 SCENARIOS = ("d1", "d2", "d3")
 QUALITIES = (1, 2, 3, 4)
@@ -15,7 +17,7 @@ DOWNSAMPLING_FACTOR = 16  # pixels per latent position along each side, for ever
 
 
 @strict
-class ComNeckVisionConfig(CLIPVisionConfig):
+class ComNeckVisionConfig(HubCode, CLIPVisionConfig):
     r"""Configuration of [`ComNeckVisionModel`]: transform-neck and CLIP vision tower.
 
     The defaults are the paper's: ELIC latents into CLIP ViT-L/14. All fields of `CLIPVisionConfig` keep their meaning;
@@ -106,7 +108,7 @@ class ComNeckVisionConfig(CLIPVisionConfig):
 
 
 @strict
-class ComNeckConfig(PreTrainedConfig):
+class ComNeckConfig(HubCode, PreTrainedConfig):
     r"""Configuration of [`ComNeckModel`]: codec, transform-neck and CLIP vision tower.
 
     It also serves as `vision_config` of LLaVA: `hidden_size`, `num_hidden_layers`, `image_size` and `patch_size` are

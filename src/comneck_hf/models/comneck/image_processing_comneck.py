@@ -8,6 +8,8 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from ..hub_code import HubCode
+
 
 class ComNeckImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
@@ -18,7 +20,7 @@ class ComNeckImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int
 
 
-class ComNeckImageProcessor(TorchvisionBackend):
+class ComNeckImageProcessor(HubCode, TorchvisionBackend):
     """Pictures for a codec: short side to 256, centre crop to 256x256, RGB values in [0, 1]; not normalized.
 
     Bicubic with antialiasing, as the paper's captioning evaluation; its training and few-shot code resizes bilinearly

@@ -7,10 +7,11 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack
 from transformers.utils import TensorType
 
+from ..hub_code import HubCode
 from .image_processing_comneck import ComNeckImageProcessorKwargs
 
 
-class ComNeckImageProcessorPil(PilBackend):
+class ComNeckImageProcessorPil(HubCode, PilBackend):
     """[`ComNeckImageProcessor`] on PIL and NumPy: same options, same saved file, resizing as Pillow does it."""
 
     valid_kwargs = ComNeckImageProcessorKwargs

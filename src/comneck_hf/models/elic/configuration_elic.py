@@ -3,9 +3,11 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..hub_code import HubCode
+
 
 @strict
-class ElicConfig(PreTrainedConfig):
+class ElicConfig(HubCode, PreTrainedConfig):
     r"""Configuration of [`ElicModel`], the ELIC image codec as ComNeck uses it (33,792,771 parameters by default).
 
     hidden_channels (`int`, *optional*, defaults to 192):

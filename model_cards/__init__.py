@@ -1,0 +1,1 @@
+"""Card template, and one facts file per published model."""

@@ -1,0 +1,230 @@
+"""Model cards from facts and measurements; no number is in a card that is not in a file of results."""
+
+import json
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import AutoConfig, PreTrainedConfig
+
+
+_MEANINGS = {
+    "d1": "codec for people, frozen; only the neck is trained",
+    "d2": "codec for people and machines",
+    "d3": "codec for machines only",
+}
+_KINDS = {"comneck": "comneck", "clip": "clip", "elic": "codec"}
+_TAGS = {
+    "comneck": ["comneck", "image-compression", "neural-codec", "clip", "multimodal", "llava"],
+    "codec": ["comneck", "image-compression", "neural-codec"],
+    "clip": ["comneck", "clip"],
+}
+_TASKS = {"comneck": "image-feature-extraction", "codec": "image-to-image", "clip": "zero-shot-image-classification"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a card says besides numbers and what the configuration tells.
+
+    Attributes:
+        repo_id: `"organization/name"`.
+        folder: The model, relative to the root of the repository.
+        summary, training: Paragraphs.
+        limits: Sentences.
+        license, license_name: As the Hub names them; `license_name` where `license` is `"other"`.
+        base_model: Hub id of the CLIP.
+        datasets: Hub ids of the training data.
+        results: File with measurements, relative to the root; `None` where nothing was measured.
+    """
+
+    repo_id: str
+    folder: str = ""
+    summary: str = "Images reach multimodal LLMs as neural-codec latents instead of pixels (ComNeck, ICLR 2025)."
+    training: str = "Not described by the publisher."
+    limits: list[str] = field(default_factory=lambda: ["Not described by the publisher."])
+    license: str | None = None
+    license_name: str | None = None
+    base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    results: str | None = None
+
+
+def card_files() -> Path:
+    """The folder with the template, the families and the facts files."""
+    return Path(str(files("comneck_hf.model_cards")))
+
+
+def load_facts(path: str | Path) -> ModelFacts:
+    """Facts of one model: a YAML file with the fields of [`ModelFacts`] and the `family` that fills in the rest.
+
+    Raises:
+        ValueError: If a key or the family is unknown.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    families = yaml.safe_load((card_files() / "families.yaml").read_text(encoding="utf-8"))
+    family = content.pop("family", None)
+    if family is not None and family not in families:
+        raise ValueError(f"{path} names the unknown family {family!r}; known are {sorted(families)}.")
+    unknown = sorted(set(content) - {option.name for option in fields(ModelFacts)})
+    if unknown or "repo_id" not in content:
+        raise ValueError(
+            f"{path} must have `repo_id` and may have {sorted(option.name for option in fields(ModelFacts))}; "
+            f"unknown are {unknown}."
+        )
+    return ModelFacts(**{**families.get(family, {}), **content})
+
+
+def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measurements of one model in a file of results, and their setting; both empty where there are none.
+
+    Args:
+        file: `rate_accuracy_tiny.json` (rows by scenario and quality) or `comneck_tiny.json` (one model).
+        config: The model's.
+    """
+    if not file.is_file():
+        return {}, {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    point = tuple(getattr(config, name, None) for name in ("scenario", "quality"))
+    rows = [row for row in content.get("models", []) if (row["scenario"], row["quality"]) == point]
+    row = rows[0] if rows else content.get("accuracy")
+    return (row, content["setting"]) if row else ({}, {})
+
+
+@dataclass(frozen=True)
+class RenderedCard:
+    """A card, and its measurements in the form of the Hub's leaderboards.
+
+    Attributes:
+        card: Goes to README.md.
+        eval_results: Goes to .eval_results/zero_shot.yaml; empty where nothing was measured.
+    """
+
+    card: ModelCard
+    eval_results: list[dict[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Writes both into a folder."""
+        (folder / "README.md").write_text(str(self.card), encoding="utf-8")
+        if self.eval_results:
+            file = folder / ".eval_results" / "zero_shot.yaml"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(yaml.safe_dump(self.eval_results, sort_keys=False), encoding="utf-8")
+
+
+def render_card(
+    facts: ModelFacts, folder: str | Path, *, root: str | Path = ".", tag: str | None = None
+) -> RenderedCard:
+    """The card of a model.
+
+    Args:
+        facts: What it says.
+        folder: The model's folder.
+        root: Where `facts.results` is looked for.
+        tag: The release that its code loads.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    kind = _KINDS.get(config.model_type)
+    if kind is None:
+        raise ValueError(f"There is no card for {config.model_type!r} models, only for {sorted(_KINDS)}.")
+    row, setting = find_measurements(Path(root) / facts.results, config) if facts.results else ({}, {})
+    measured = _readable(row, kind)
+    name = facts.repo_id.rpartition("/")[2]
+    data = ModelCardData(
+        license=facts.license,
+        license_name=facts.license_name,
+        library_name="transformers",
+        pipeline_tag=_TASKS[kind],
+        tags=_TAGS[kind],
+        base_model=facts.base_model,
+        datasets=facts.datasets or None,
+        model_name=name,
+        eval_results=_eval_results(row, setting, kind) or None,
+    )
+    values: dict[str, Any] = {
+        "title": name,
+        "revision": f', revision="{tag}"' if tag else "",
+        "measured": measured,
+        "measured_setting": _setting_text(row, setting, kind),
+        "kind": kind,
+        **{option.name: getattr(facts, option.name) for option in fields(facts)},
+    }
+    if kind != "clip":
+        values.update(_codec_values(config if kind == "codec" else config.codec_config))
+    if kind == "comneck":
+        values.update(_model_values(config))
+    card = ModelCard.from_template(data, template_path=str(card_files() / "template.md"), **values)
+    return RenderedCard(card, eval_result_entries_to_yaml(_leaderboard_entries(data.eval_results or [])))
+
+
+def _codec_values(config: PreTrainedConfig | None) -> dict[str, Any]:
+    return {name: getattr(config, name, None) for name in ("quality", "lmbda", "latent_channels")}
+
+
+def _model_values(config: PreTrainedConfig) -> dict[str, Any]:
+    return {
+        "scenario": config.scenario,
+        "scenario_meaning": _MEANINGS[config.scenario],
+        "quality": config.quality,
+        "latent_channels": config.vision_config.latent_channels,
+        "first_layer": config.vision_config.num_skipped_layers + 1,
+        "image_size": config.image_size,
+    }
+
+
+def _readable(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
+    """Names and values of the measurements, in words."""
+    forms = [("original_top1", "zero-shot top-1 from originals", "{:.1f} %")]
+    if kind == "comneck":
+        forms += [
+            ("latents_top1", "zero-shot top-1 from latents", "{:.1f} %"),
+            ("decoded_top1", "zero-shot top-1 from decoded pictures", "{:.1f} %"),
+            ("bytes_per_picture", "bytes per picture, whole bitstreams", "{:.0f}"),
+            ("bpp", "bits per pixel", "{:.3f}"),
+            ("psnr", "PSNR of decoded pictures", "{:.2f} dB"),
+        ]
+    return [(text, form.format(row[name])) for name, text, form in forms if name in row]
+
+
+def _setting_text(row: dict[str, float], setting: dict[str, Any], kind: str) -> str:
+    if not row:
+        return ""
+    source = ", from real bitstreams" if kind == "comneck" else ""
+    return f"On {row['pictures']:,} pictures of {setting['data']}, split {setting['split']}{source}."
+
+
+def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str) -> list[EvalResult]:
+    name = "latents_top1" if kind == "comneck" else "original_top1"
+    if name not in row:
+        return []
+    return [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            task_name="Zero-shot image classification",
+            dataset_type="caltech101",
+            dataset_name=f"{setting['data']}, {setting['split']}",
+            metric_type="accuracy",
+            metric_name="top-1 from latents" if kind == "comneck" else "top-1",
+            metric_value=round(row[name], 2),
+            metric_args={"bpp": round(row["bpp"], 4)} if kind == "comneck" else None,
+        )
+    ]
+
+
+def _leaderboard_entries(results: list[EvalResult]) -> list[EvalResultEntry]:
+    entries = []
+    for result in results:
+        notes = f"{result.metric_name}, {result.dataset_name}"
+        if result.metric_args:
+            notes += f", at {result.metric_args['bpp']} bits per pixel"
+        entries.append(
+            EvalResultEntry(
+                dataset_id=result.dataset_type, task_id=result.task_type, value=result.metric_value, notes=notes
+            )
+        )
+    return entries
+
+
+__all__ = ["ModelFacts", "RenderedCard", "card_files", "find_measurements", "load_facts", "render_card"]

@@ -1,0 +1,122 @@
+"""Cards say what is known, and their code runs."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import comneck_hf
+from comneck_hf.hub.cards import ModelFacts, card_files, load_facts, render_card
+from comneck_hf.hub.folders import build_hub_folder
+from comneck_hf.models.comneck.configuration_comneck import ComNeckConfig
+
+
+MODEL, CLIP = (comneck_hf.pretrained(name) for name in ("comneck-tiny-d1-q2", "comneck-tiny-clip"))
+FACTS = sorted(card_files().glob("comneck-*.yaml"))
+ROW = {
+    "scenario": "d1",
+    "quality": 2,
+    "pictures": 2315,
+    "latents_top1": 12.345,
+    "original_top1": 70.0,
+    "bpp": 0.12345,
+}
+
+
+def model_of(path: Path, folder: Path) -> Path:
+    """A model as the facts describe it; of the converted ones, which are not here, the configuration."""
+    facts = load_facts(path)
+    if path.stem.endswith("clip"):
+        return Path(CLIP)
+    scenario, quality = re.search(r"-(d\d)-q(\d)$", facts.repo_id).groups()
+    ComNeckConfig(scenario=scenario, quality=int(quality)).save_pretrained(folder)
+    return folder
+
+
+def test_every_model_has_its_facts():
+    assert len(FACTS) == 12 + 12 + 1
+    for path in FACTS:
+        assert load_facts(path).repo_id.rpartition("/")[2] == path.stem
+
+
+@pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
+def test_every_card_renders_and_parses_back(path, tmp_path):
+    facts = load_facts(path)
+    rendered = render_card(facts, model_of(path, tmp_path), root=tmp_path)  # where no results are
+    card = ModelCard(str(rendered.card))
+    assert card.data.library_name == "transformers"
+    assert card.data.license == facts.license
+    assert card.data.eval_results is None
+    assert "No number of this model was measured" in card.text
+    assert rendered.eval_results == []
+    assert not re.search(r"\d\d\.\d %|dB", card.text)
+    assert "{{" not in str(card)
+
+
+def test_numbers_come_from_the_results(tmp_path):
+    (tmp_path / "results.json").write_text(
+        json.dumps({"setting": {"data": "caltech", "split": "validation"}, "models": [ROW, {**ROW, "quality": 3}]})
+    )
+    facts = ModelFacts(repo_id="someone/model", results="results.json")
+    rendered = render_card(facts, MODEL, root=tmp_path)
+    assert "| zero-shot top-1 from latents | 12.3 % |" in rendered.card.text
+    assert "| bits per pixel | 0.123 |" in rendered.card.text
+    assert "On 2,315 pictures of caltech, split validation" in rendered.card.text
+    (result,) = ModelCard(str(rendered.card)).data.eval_results
+    assert (result.metric_value, result.metric_args) == (12.35, {"bpp": 0.1235})
+    rendered.save(tmp_path)
+    (entry,) = yaml.safe_load((tmp_path / ".eval_results" / "zero_shot.yaml").read_text())
+    assert entry["value"] == 12.35
+    assert "at 0.1235 bits per pixel" in entry["notes"]
+
+
+def test_a_model_without_a_row_has_no_numbers(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"setting": {}, "models": [{**ROW, "quality": 3}]}))
+    rendered = render_card(ModelFacts(repo_id="someone/model", results="results.json"), MODEL, root=tmp_path)
+    assert "No number of this model was measured" in rendered.card.text
+
+
+@pytest.mark.parametrize(("source", "name"), [(MODEL, "comneck-tiny-d1-q2"), (CLIP, "comneck-tiny-clip")])
+def test_the_code_of_a_card_runs_in_a_folder_of_that_name(source, name, tmp_path, monkeypatch):
+    facts = load_facts(card_files() / f"{name}.yaml")
+    build_hub_folder(source, tmp_path / facts.repo_id, render_card(facts, source))
+    photograph = Path(comneck_hf.pretrained("comneck-tiny-clip")).parent / "photographs" / "astronaut.png"
+    Image.open(photograph).convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(facts.repo_id) / "README.md").read_text(), re.DOTALL)
+    values: dict[str, object] = {}
+    exec(code, values)
+    if name == "comneck-tiny-clip":
+        assert values["probabilities"].shape == (1, 2)
+    else:
+        assert values["outputs"].image_embeds.shape == (1, 128)
+        assert values["model"].compress(values["pixel_values"]) == values["bitstreams"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("family: other\nrepo_id: a/b\n", "unknown family 'other'"),
+        ("repo_id: a/b\nlicence: mit\n", r"unknown are \['licence'\]"),
+        ("license: mit\n", "must have `repo_id`"),
+    ],
+)
+def test_wrong_facts_are_refused(tmp_path, content, message):
+    (tmp_path / "facts.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_facts(tmp_path / "facts.yaml")
+
+
+def test_the_package_list_names_every_folder():
+    import tomllib
+
+    root = Path(__file__).parents[2]
+    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    source = root / "src"
+    found = {str(path.parent.relative_to(source)).replace(os.sep, ".") for path in source.rglob("__init__.py")}
+    assert listed == found | {"comneck_hf.modeling", "comneck_hf.model_cards"}
