@@ -59,7 +59,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.failures: list[tuple[str, int]] = []
-        """Pattern of "METHOD path" and the status to answer with; status 0 is no answer at all."""
+        """Pattern of "METHOD path" and the status to answer with; 0 hangs up."""
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 
 import comneck_hf
 from comneck_hf.coding.bitstream import Bitstream
-from comneck_hf.hub.cards import ModelFacts, render_card
+from comneck_hf.hub.cards import ModelFacts, card_files, render_card
 from comneck_hf.hub.folders import build_hub_folder
 from comneck_hf.hub.publish import publish_folder
 
@@ -151,3 +151,20 @@ def test_answers_that_are_errors_give_one_clear_line(hub, api, folder, tmp_path,
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert re.search(f"Error: {REPO} cannot be loaded: {message}", result.stderr), result.stderr
+
+
+PUBLISH = Path(__file__).parents[2] / "scripts" / "publish.py"
+
+
+def test_the_script_publishes_what_is_there_and_goes_on_later(hub, tmp_path):
+    names = ("comneck-d3-q4", "comneck-tiny-clip", "comneck-tiny-d1-q2")
+    facts = [str(card_files() / f"{name}.yaml") for name in names]
+    words = [str(PUBLISH), "--organization", "someone", "--tag", "v1.0", "--facts"]
+    result = run_python(hub, tmp_path, *words, *facts)
+    assert "1 of 3 models were not published" in result.stderr
+    assert hub.repositories.keys() == {"someone/comneck-tiny-clip", "someone/comneck-tiny-d1-q2"}
+    commits = {name: list(repository.commits) for name, repository in hub.repositories.items()}
+    again = run_python(hub, tmp_path, *words, *facts[1:])
+    assert again.returncode == 0
+    assert again.stderr.count("was there already") + again.stdout.count("was there already") == 2
+    assert commits == {name: list(repository.commits) for name, repository in hub.repositories.items()}

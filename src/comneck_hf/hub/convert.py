@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoModel, CLIPVisionModelWithProjection, PreTrainedModel
 
+from ..evaluation.compressai_reference import to_compressai
 from ..evaluation.pictures import load_picture_folder
 from ..models.comneck.configuration_comneck import QUALITIES, SCENARIOS, ComNeckConfig
 from ..models.comneck.image_processing_comneck import ComNeckImageProcessor
@@ -144,8 +145,9 @@ def _check(parts: _Parts, source: str, samples: torch.Tensor) -> ConversionRepor
     report = ConversionReport(source=source, layout=checkpoint.layout, parts={"codec": _count(parts.parameters)})
     report.unused = dict.fromkeys(parts.derived, "follows from the weights")
     report.unused.update(dict.fromkeys(checkpoint.ignored, "no weights"))
-    report.checks = [check_weights(codec, parts.parameters), *check_codec(codec, checkpoint, samples[:2])]
-    report.coding_tables = stored_tables(codec, checkpoint)
+    theirs = to_compressai(codec)
+    report.checks = [check_weights(codec, parts.parameters), *check_codec(codec, theirs, checkpoint, samples[:2])]
+    report.coding_tables = stored_tables(theirs, checkpoint)
     report.rate = rate_cost(codec, samples[:4])
     if checkpoint.prefixes:
         report.notes.append(f"stripped {', '.join(checkpoint.prefixes)} from the names")

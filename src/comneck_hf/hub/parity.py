@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from ..evaluation.compressai_reference import to_compressai
 from ..evaluation.size import summarize_sizes
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.layouts_elic import LAYOUTS, authors_to_compressai_key
@@ -100,20 +100,22 @@ def largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def check_codec(codec: ElicModel, checkpoint: ForeignCheckpoint, pictures: torch.Tensor) -> list[Check]:
+def check_codec(
+    codec: ElicModel, theirs: nn.Module, checkpoint: ForeignCheckpoint, pictures: torch.Tensor
+) -> list[Check]:
     """Float path against CompressAI's with the checkpoint's own tensors; coding against itself.
 
     Args:
         codec: The converted codec.
+        theirs: What `to_compressai` made of it; gets the checkpoint's tensors.
         checkpoint: Where it came from.
         pictures: float `(batch, 3, height, width)` in [0, 1], sides multiples of 64.
     """
     weights = {key: value.float() for key, value in checkpoint.codec.items()}
     if checkpoint.layout == "authors":
         weights = {authors_to_compressai_key(key): value for key, value in weights.items()}
-    theirs = to_compressai(codec)
-    state = theirs.state_dict()
-    theirs.load_state_dict({**state, **{key: weights[key] for key, _ in theirs.named_parameters()}})
+    parameters = {key: weights[key] for key, _ in theirs.named_parameters()}
+    theirs.load_state_dict({**theirs.state_dict(), **parameters})
     outputs = theirs.latent_codec(theirs.g_a(pictures))
     ours = codec(pictures, quantization="ste")
     coded = codec.encode(pictures).latents
@@ -171,11 +173,15 @@ def check_weights(codec: ElicModel, parameters: Weights) -> Check:
     return Check("codec's weights against the checkpoint's", max(differences), 0.0)
 
 
-def stored_tables(codec: ElicModel, checkpoint: ForeignCheckpoint) -> str:
+def stored_tables(theirs: nn.Module, checkpoint: ForeignCheckpoint) -> str:
     """Whether the checkpoint's own tables of the prior fit its weights: absent, empty, valid or stale.
 
     CompressAI's versions round single entries differently, so tables are stale where entries differ by more than 2
     of 65,536.
+
+    Args:
+        theirs: What `to_compressai` made of the converted codec.
+        checkpoint: Where it came from.
     """
     name = LAYOUTS[checkpoint.layout]("entropy_bottleneck.quantiles").replace("quantiles", "_quantized_cdf")
     stored = checkpoint.codec.get(name)
@@ -183,7 +189,7 @@ def stored_tables(codec: ElicModel, checkpoint: ForeignCheckpoint) -> str:
         return "absent"
     if stored.numel() == 0:
         return "empty"
-    fresh = to_compressai(codec).latent_codec["hyper"].entropy_bottleneck._quantized_cdf
+    fresh = theirs.latent_codec["hyper"].entropy_bottleneck._quantized_cdf
     same = stored.shape == fresh.shape and int((stored.long() - fresh.long()).abs().max()) <= 2
     return "valid" if same else "stale"
 
