@@ -8,7 +8,8 @@ Trainings that are done are skipped and interrupted ones go on, so the command c
 import os
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,10 +65,8 @@ def family(data: Path, output: Path) -> list[Job]:
     return jobs
 
 
-def run_job(job: Job, output: Path, waiting: list[Future[None]]) -> None:
-    """Runs a training after those it needs; its output goes to OUTPUT_DIR/name.log."""
-    for future in waiting:
-        future.result()
+def run_job(job: Job, output: Path) -> None:
+    """Runs a training; its output goes to OUTPUT_DIR/name.log."""
     folder = output / job.name
     if (folder / "model").exists():
         return
@@ -81,17 +80,30 @@ def run_job(job: Job, output: Path, waiting: list[Future[None]]) -> None:
         )
 
 
+def run_jobs(jobs: list[Job], output: Path, pool: ThreadPoolExecutor) -> Iterator[str]:
+    """Runs every training as soon as those that it needs are done; yields the names of the finished ones."""
+    unfinished, running = {job.name for job in jobs}, dict[Future[None], str]()
+    while unfinished:
+        ready = [job for job in jobs if not unfinished.intersection(job.needs)]
+        running.update({pool.submit(run_job, job, output): job.name for job in ready})
+        jobs = [job for job in jobs if job not in ready]
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            future.result()
+            name = running.pop(future)
+            unfinished.remove(name)
+            yield name
+
+
 def main(args: Arguments) -> None:
     output = Path(args.output_dir)
     jobs = [job for job in family(Path(args.data), output) if not args.only or job.name.startswith(tuple(args.only))]
-    futures: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
-        for job in jobs:
-            waiting = [futures[name] for name in job.needs if name in futures]
-            futures[job.name] = pool.submit(run_job, job, output, waiting)
-        for name, future in futures.items():
-            future.result()
-            print(f"{name}: {output / name / 'model'}", flush=True)
+        try:
+            for name in run_jobs(jobs, output, pool):
+                print(f"{name}: {output / name / 'model'}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

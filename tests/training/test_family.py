@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+import comneck_hf
+from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
@@ -42,6 +44,36 @@ def test_a_failing_training_stops_the_family_and_a_finished_one_is_not_repeated(
     assert "missing" in (tmp_path / "clip.log").read_text()
     (tmp_path / "clip" / "model").mkdir()
     script.main(args)
+
+
+def test_trainings_wait_for_what_they_need_and_only_for_that(tmp_path, monkeypatch):
+    script, order = load_script("reproduce_tiny"), []
+    monkeypatch.setattr(script, "run_job", lambda job, _output: order.append(job.name))
+    script.main(script.Arguments(data=str(tmp_path), output_dir=str(tmp_path), jobs=2))
+    jobs = {job.name: job for job in script.family(tmp_path, tmp_path)}
+    assert sorted(order) == sorted(jobs)
+    for number, name in enumerate(order):
+        assert set(jobs[name].needs) <= set(order[:number])
+
+
+def test_packed_models_do_what_the_trained_ones_did(tmp_path):
+    script, source = load_script("pack_family"), comneck_hf.pretrained("comneck-tiny-d1-q2")
+    whole = ComNeckModel.from_pretrained(source).eval()
+    for scenario in ("d1", "d3"):
+        whole.config.scenario = scenario
+        whole.half().save_pretrained(tmp_path / "trained")
+        ComNeckImageProcessor.for_size(128).save_pretrained(tmp_path / "trained")
+        (folder,) = script.main(script.Arguments(models=[str(tmp_path / "trained")], output=str(tmp_path)))
+        assert folder == tmp_path / f"comneck-tiny-{scenario}-q2"
+        whole = ComNeckModel.from_pretrained(tmp_path / "trained", dtype="float32").eval()
+        packed = ComNeckModel.from_pretrained(folder, dtype="float32").eval()
+        pictures = synthetic_pictures(128, 2)
+        assert packed.compress(pictures) == whole.compress(pictures)
+        latents = packed.decompress(whole.compress(pictures))
+        assert torch.equal(packed(latents=latents).image_embeds, whole(latents=latents).image_embeds)
+        assert ElicModel.from_pretrained(folder, dtype="float32").compress(pictures) == whole.compress(pictures)
+        assert packed.codec.config.build_synthesis == (scenario == "d1")
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
 
 
 def test_the_family_is_measured_over_its_rates(data_folder, clip, clip_folder, tmp_path):

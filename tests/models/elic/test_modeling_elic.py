@@ -180,6 +180,27 @@ def test_a_server_needs_neither_g_a_nor_g_s(tiny_codec, pictures, tmp_path):
         server.compress(pictures)
 
 
+def test_coding_needs_no_float_entropy_networks(tiny_codec, pictures, tmp_path):
+    expected, bitstreams = tiny_codec.encode(pictures), tiny_codec.compress(pictures)
+    tiny_codec.save_pretrained(tmp_path / "whole")
+    codec = ElicModel.from_pretrained(tmp_path / "whole", build_entropy_networks=False).eval()
+    codec.save_pretrained(tmp_path / "light")
+    codec = ElicModel.from_pretrained(tmp_path / "light").eval()
+    assert not codec.config.build_entropy_networks
+    assert {name.partition(".")[0] for name, _ in codec.named_parameters()} == {
+        "g_a",
+        "g_s",
+        "h_a",
+        "entropy_bottleneck",
+    }
+    assert codec.compress(pictures) == bitstreams
+    assert torch.equal(codec.decompress(bitstreams), expected.latents)
+    assert torch.equal(codec.encode(pictures).likelihoods["y"], expected.likelihoods["y"])
+    for impossible in (codec, codec.calibrate):
+        with pytest.raises(ValueError, match="build_entropy_networks=False"):
+            impossible(pictures)
+
+
 def test_casting_keeps_the_integers(tiny_codec, pictures):
     expected = tiny_codec.encode(pictures).latents
     bitstreams = tiny_codec.compress(pictures)

@@ -34,6 +34,9 @@ class ElicConfig(HubCode, PreTrainedConfig):
         Build `g_a` and `h_a`. A server that only decodes needs neither.
     build_synthesis (`bool`, *optional*, defaults to `True`):
         Build `g_s`. A server that never shows pictures, or an edge device, does not need it.
+    build_entropy_networks (`bool`, *optional*, defaults to `True`):
+        Build the float `h_s`, contexts and aggregations, half of the codec. Only training and float estimates need
+        them: coding has their integer twins.
     max_pixels (`int`, *optional*, defaults to 16777216):
         Largest picture (padded height times width) that a bitstream may announce.
     """
@@ -53,6 +56,7 @@ class ElicConfig(HubCode, PreTrainedConfig):
     quality: int | None = None
     build_analysis: bool = True
     build_synthesis: bool = True
+    build_entropy_networks: bool = True
     max_pixels: int = 1 << 24
 
     def validate_channels(self) -> None:

@@ -32,6 +32,13 @@ from .layers_elic import (
 # Latent positions that are decoded together: bounds the memory, whatever the number of pictures
 _POSITIONS_PER_BATCH = 2**15
 
+# Modules that exist only with these flags of the configuration
+_PARTS = {
+    "build_analysis": ("g_a", "h_a"),
+    "build_synthesis": ("g_s",),
+    "build_entropy_networks": ("h_s", "channel_contexts", "spatial_contexts", "parameter_aggregations"),
+}
+
 
 @dataclass
 class ElicEncoderOutput(ModelOutput):
@@ -84,8 +91,8 @@ class ElicPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["ElicModel"]
     _keep_in_fp32_modules_strict = ["entropy_bottleneck"]
-    # What else lies in the folders a codec is loaded from: a ComNeck.
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^visual_projection\."]
+    # What else lies in the folders a codec is loaded from: a ComNeck, or the CLIP it shares its tower with.
+    _keys_to_ignore_on_load_unexpected = [r"^(vision|text)_model\.", r"^(visual|text)_projection\.", r"^logit_scale$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -119,8 +126,22 @@ class ElicModel(ElicPreTrainedModel):
         self.g_a = analysis_transform(hidden, latent, kernel) if config.build_analysis else None
         self.g_s = synthesis_transform(hidden, latent, kernel) if config.build_synthesis else None
         self.h_a = hyper_analysis(hidden, latent, kernel) if config.build_analysis else None
-        self.h_s = hyper_synthesis(hidden, latent, kernel)
-        groups = list(config.group_channels)
+        if config.build_entropy_networks:
+            self._build_entropy_networks(config)
+        self.entropy_bottleneck = FactorizedPrior(hidden, config.initializer_scale)
+        self.exact = ExactElic(config)
+        self._weights_moved = False
+        left_out = [name for flag, names in _PARTS.items() if not getattr(config, flag) for name in names]
+        self._keys_to_ignore_on_load_unexpected = [
+            *self._keys_to_ignore_on_load_unexpected,
+            *(rf"^(codec\.)?{name}\." for name in left_out),
+        ]
+        self.register_load_state_dict_post_hook(_note_missing_integers)
+        self.post_init()
+
+    def _build_entropy_networks(self, config: ElicConfig) -> None:
+        latent, kernel, groups = config.latent_channels, config.kernel_size, list(config.group_channels)
+        self.h_s = hyper_synthesis(config.hidden_channels, latent, kernel)
         self.channel_contexts = nn.ModuleList(
             channel_context(
                 sum(groups[i] for i in support_groups(k)), tuple(config.context_channels), 2 * groups[k], kernel
@@ -134,16 +155,6 @@ class ElicModel(ElicPreTrainedModel):
             )
             for k, size in enumerate(groups)
         )
-        self.entropy_bottleneck = FactorizedPrior(hidden, config.initializer_scale)
-        self.exact = ExactElic(config)
-        self._weights_moved = False
-        left_out = [r"g_a\.", r"h_a\."] * (not config.build_analysis) + [r"g_s\."] * (not config.build_synthesis)
-        self._keys_to_ignore_on_load_unexpected = [
-            *self._keys_to_ignore_on_load_unexpected,
-            *(rf"^(codec\.)?{part}" for part in left_out),
-        ]
-        self.register_load_state_dict_post_hook(_note_missing_integers)
-        self.post_init()
 
     def forward(
         self,
@@ -167,6 +178,7 @@ class ElicModel(ElicPreTrainedModel):
         if quantization not in ("noise", "ste"):
             raise ValueError(f"`quantization` must be 'noise' or 'ste', got {quantization!r}.")
         height, width = pixel_values.shape[-2:]
+        self._require("build_entropy_networks")
         if reconstruct:
             self._require("build_synthesis")
         self._weights_moved |= self.training and torch.is_grad_enabled()
@@ -317,6 +329,7 @@ class ElicModel(ElicPreTrainedModel):
         """
         from .quantization_elic import derive_exact
 
+        self._require("build_entropy_networks")
         derive_exact(self, self._check_pixels(pixel_values))
         self._weights_moved = False
 
@@ -356,9 +369,7 @@ class ElicModel(ElicPreTrainedModel):
 
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):
-            raise ValueError(
-                f"This codec was built with `{part}=False` and cannot do this. Load it with `{part}=True`."
-            )
+            raise ValueError(f"This codec has `{part}=False` and cannot do this; load one with `{part}=True`.")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
