@@ -36,6 +36,7 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
     """A checkpoint of the authors' sizes and a CLIP ViT-L/14, both with random weights."""
     torch.manual_seed(0)
     model = ComNeckModel(ComNeckConfig(codec_config=ElicConfig().to_dict()))
+    model.codec.g_a[13].weight.data *= 30  # latents of several quantization steps
     torch.save({"epoch": 59, **export_checkpoint(model)}, folder / "d1_2.pth.tar")
     config = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
