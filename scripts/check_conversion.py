@@ -50,9 +50,9 @@ def main(args: Arguments) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         checkpoint, clip = write_inputs(folder)
-        command = ["comneck", "convert", str(checkpoint), "-o", str(folder / "model"), "--clip", str(clip)]
+        words = ["convert", str(checkpoint), "-o", str(folder / "model"), "--clip", str(clip)]
         start = time.monotonic()
-        subprocess.run([sys.executable, "-c", "from comneck_hf.cli import app; app()", *command[1:]], check=True)
+        subprocess.run([sys.executable, "-c", "from comneck_hf.cli import app; app()", *words], check=True)
         seconds = time.monotonic() - start
         report = json.loads((folder / "model" / REPORT_FILE).read_text(encoding="utf-8"))
         result = {

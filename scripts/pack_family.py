@@ -16,9 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, HfArgumentParser
 
 import comneck_hf
-
-
-ENTROPY_NETWORKS = ("h_s", "channel_contexts", "spatial_contexts", "parameter_aggregations")
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 
 
 @dataclass
@@ -33,12 +31,12 @@ class Arguments:
 def pack(source: Path, output: Path, clip_file: Path) -> Path:
     """Writes one model; returns its folder."""
     config = AutoConfig.from_pretrained(source)
-    left_out = [*ENTROPY_NETWORKS, *(["g_s"] if config.scenario == "d3" else [])]
     config.codec_config.build_entropy_networks = False
     config.codec_config.build_synthesis = config.scenario != "d3"
     tensors, clip = load_file(source / "model.safetensors"), load_file(clip_file)
-    prefixes = tuple(f"codec.{name}." for name in left_out)
-    tensors = {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
+    with torch.device("meta"):
+        kept = ComNeckModel(config).state_dict()
+    tensors = {key: value for key, value in tensors.items() if key in kept}
     shared = [key for key, value in tensors.items() if key in clip and torch.equal(value, clip[key])]
     if not any(key.startswith("vision_model.encoder") for key in shared):
         raise ValueError(f"{source} was trained with another CLIP than {clip_file.parent.name}.")

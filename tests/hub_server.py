@@ -31,6 +31,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def commit(self, branch: str, title: str, files: dict[str, bytes]) -> str:
         """Makes `files` the content of a branch and returns the name of the commit."""
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{request['organization'] or USER}/{request['name']}"
         exists = name in self.server.repositories
         if not exists:
-            self.server.repositories[name] = Repository()
+            self.server.repositories[name] = Repository(private=request.get("visibility") == "private")
             self.server.repositories[name].commit("main", "initial commit", {})
         self._send_json({"url": f"{self.server.url}/{name}"}, 409 if exists else 200)
 
@@ -165,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def describe(self, name: str, revision: str | None) -> None:
         commit = self._repository(name).resolve(revision or "main")
-        self._send_json({"id": name, "sha": commit})
+        self._send_json({"id": name, "sha": commit, "private": self._repository(name).private})
 
     def list_files(self, name: str, revision: str, folder: str | None) -> None:
         """The whole tree below a folder, whether or not the client wants the folders in it opened."""

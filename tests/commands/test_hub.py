@@ -7,6 +7,7 @@ from hub.authors_layout import TINY, checkpoint, clip_state, codec_state, neck_s
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+import comneck_hf
 from comneck_hf.cli import app
 
 
@@ -48,3 +49,20 @@ def test_a_clip_given_as_checkpoint_is_one_line(tmp_path):
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "it looks like a CLIP" in result.stderr
+
+
+def test_push_writes_a_repository_without_the_hub(tmp_path):
+    source = comneck_hf.pretrained("comneck-tiny-d1-q2")
+    result = run("push", source, "--repo-id", "me/model", "--dry-run", tmp_path / "repository")
+    assert result.exit_code == 0, result.output
+    assert 'from_pretrained("me/model")' in (tmp_path / "repository" / "README.md").read_text()
+    again = run("push", source, "--repo-id", "me/model", "--dry-run", tmp_path / "repository")
+    assert "exists already" in again.stderr
+    missing = run("push", tmp_path / "typo", "--repo-id", "me/model", "--dry-run", tmp_path / "other")
+    assert "typo is no model: it has no config.json" in missing.stderr
+    assert missing.exit_code == 1
+
+
+def test_pushing_a_conversion_needs_a_name(tmp_path):
+    assert run("convert", "d1_1.pth.tar", "-o", tmp_path / "model", "--push-to-hub").exit_code == 2
+    assert run("convert", "d1_1.pth.tar", "-o", tmp_path / "model", "--repo-id", "me/model").exit_code == 2

@@ -18,6 +18,8 @@ from comneck_hf.models.comneck.configuration_comneck import ComNeckConfig
 
 MODEL, CLIP = (comneck_hf.pretrained(name) for name in ("comneck-tiny-d1-q2", "comneck-tiny-clip"))
 FACTS = sorted(card_files().glob("comneck-*.yaml"))
+ROOT = Path(__file__).parents[2]
+MEASURED = ModelFacts(repo_id="someone/model", results="results.json", evaluation_dataset="some/data")
 ROW = {
     "scenario": "d1",
     "quality": 2,
@@ -47,27 +49,30 @@ def test_every_model_has_its_facts():
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
 def test_every_card_renders_and_parses_back(path, tmp_path):
     facts = load_facts(path)
-    rendered = render_card(facts, model_of(path, tmp_path), root=tmp_path)  # where no results are
+    rendered = render_card(facts, model_of(path, tmp_path), root=ROOT)
     card = ModelCard(str(rendered.card))
     assert card.data.library_name == "transformers"
     assert card.data.license == facts.license
-    assert card.data.eval_results is None
-    assert "No number of this model was measured" in card.text
-    assert rendered.eval_results == []
-    assert not re.search(r"\d\d\.\d %|dB", card.text)
     assert "{{" not in str(card)
+    if facts.results is None:
+        assert card.data.eval_results is None
+        assert rendered.eval_results == []
+        assert "No number of this model was measured" in card.text
+        assert not re.search(r"\d\d\.\d %|dB", card.text)
+    else:
+        assert len(card.data.eval_results) == len(rendered.eval_results) == 1
 
 
 def test_numbers_come_from_the_results(tmp_path):
     (tmp_path / "results.json").write_text(
         json.dumps({"setting": {"data": "caltech", "split": "validation"}, "models": [ROW, {**ROW, "quality": 3}]})
     )
-    facts = ModelFacts(repo_id="someone/model", results="results.json")
-    rendered = render_card(facts, MODEL, root=tmp_path)
+    rendered = render_card(MEASURED, MODEL, root=tmp_path)
     assert "| zero-shot top-1 from latents | 12.3 % |" in rendered.card.text
     assert "| bits per pixel | 0.123 |" in rendered.card.text
     assert "On 2,315 pictures of caltech, split validation" in rendered.card.text
     (result,) = ModelCard(str(rendered.card)).data.eval_results
+    assert result.dataset_type == "some/data"
     assert (result.metric_value, result.metric_args) == (12.35, {"bpp": 0.1235})
     rendered.save(tmp_path)
     (entry,) = yaml.safe_load((tmp_path / ".eval_results" / "zero_shot.yaml").read_text())
@@ -77,8 +82,17 @@ def test_numbers_come_from_the_results(tmp_path):
 
 def test_a_model_without_a_row_has_no_numbers(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"setting": {}, "models": [{**ROW, "quality": 3}]}))
-    rendered = render_card(ModelFacts(repo_id="someone/model", results="results.json"), MODEL, root=tmp_path)
-    assert "No number of this model was measured" in rendered.card.text
+    assert "No number of this model was measured" in render_card(MEASURED, MODEL, root=tmp_path).card.text
+
+
+def test_results_that_are_not_there_are_an_error(tmp_path):
+    with pytest.raises(OSError, match=r"results\.json"):
+        render_card(MEASURED, MODEL, root=tmp_path)
+
+
+def test_results_need_the_name_of_their_data():
+    with pytest.raises(ValueError, match="evaluation_dataset"):
+        ModelFacts(repo_id="someone/model", results="results.json")
 
 
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
@@ -105,6 +119,10 @@ def test_the_code_of_every_card_runs_in_a_folder_of_that_name(path, tmp_path, mo
         ("family: other\nrepo_id: a/b\n", "unknown family 'other'"),
         ("repo_id: a/b\nlicence: mit\n", r"unknown are \['licence'\]"),
         ("license: mit\n", "must have `repo_id`"),
+        ("repo_id: a/b\nlimits: none\n", "`limits` in .* must be a list"),
+        ("family: [tiny]\nrepo_id: a/b\n", "unknown family"),
+        ("- repo_id\n", "must hold keys and values"),
+        ("repo_id: [\n", "is no YAML"),
     ],
 )
 def test_wrong_facts_are_refused(tmp_path, content, message):

@@ -1,5 +1,6 @@
 """What is read from foreign files, and what is refused."""
 
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -60,7 +61,15 @@ class Anything:
         (b"", "an empty file"),
         (b"\n<!DOCTYPE html><html></html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
-        (b"no checkpoint at all", "Python objects"),
+        (b"hello world\n", "a file of another kind"),
+        (b"epoch,loss\n1,2\n", "a file of another kind"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "a file of another kind"),
+        (b"PK\x03\x04" + bytes(99), "damaged or truncated"),
+        (b"\x80\x02" + bytes(99), "damaged or truncated|Python objects"),
+        ({"state_dict": torch.ones(3)}, "no dictionary of tensors under 'state_dict', but a Tensor"),
+        ({"state_dict": {}, "adapter": torch.ones(3)}, "no dictionary of tensors under 'adapter'"),
+        ({"state_dict": {3: torch.ones(3)}}, "no dictionary of tensors under 'state_dict'"),
+        ({"state_dict": {}, "neck": {"a": torch.ones(1)}}, "holds weights under 'neck'"),
         ({"state_dict": Anything()}, "could run code and are not loaded"),
         (torch.nn.Linear(2, 2), "could run code and are not loaded"),
         ([1, 2], "holds a list"),
@@ -112,6 +121,26 @@ def test_a_truncated_file_is_refused(authors_files, tmp_path, share):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="damaged or truncated"):
         read_checkpoint(str(path))
+
+
+def test_a_truncated_file_of_the_older_format_is_refused(authors_files, tmp_path):
+    path = tmp_path / "d1_1.pth.tar"
+    torch.save(authors_files.codec, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for share in (0.001, 0.1, 0.9):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match="damaged or truncated|Python objects"):
+            read_checkpoint(str(path))
+
+
+def test_the_priors_newer_names_are_read_in_the_authors_layout(authors_files, tmp_path):
+    newer = {"matrix": "matrices.", "bias": "biases.", "factor": "factors."}
+    codec = {
+        re.sub(r"\._(matrix|bias|factor)(\d)$", lambda match: f".{newer[match[1]]}{match[2]}", key): value
+        for key, value in authors_files.codec.items()
+    }
+    assert "entropy_bottleneck.matrices.0" in codec
+    assert same(read_checkpoint(authors_files.variant(tmp_path, codec)).codec, authors_files.codec)
 
 
 def test_torchscript_is_refused_with_the_way_out(tmp_path):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from comneck_hf.evaluation.compressai_reference import to_compressai
-from comneck_hf.hub import reference
+from comneck_hf.hub import convert, reference
 from comneck_hf.hub.checkpoints import read_checkpoint
 from comneck_hf.hub.convert import REPORT_FILE, convert_checkpoint
 from comneck_hf.hub.export import export_checkpoint, export_codec
@@ -177,7 +177,10 @@ def test_photographs_set_the_ranges(authors_files, tmp_path):
     config = AutoModel.from_pretrained(tmp_path / "codec").config
     assert (config.quality, config.lmbda) == (1, 0.004)
     assert report.rate["pictures"] == 2
-    assert not report.notes
+    assert not any("drawn" in note for note in report.notes)
+    convert_checkpoint(authors_files.checkpoint, tmp_path / "drawn", codec_only=True)
+    ours, drawn = (AutoModel.from_pretrained(tmp_path / name).exact.fingerprint for name in ("codec", "drawn"))
+    assert ours != drawn
 
 
 def without(part):
@@ -201,7 +204,10 @@ def wrong_mask(codec):
             r"lacks 1 of .*g_a\.0\.bias",
         ),
         (lambda codec: {key: value for key, value in codec.items() if "g_a" not in key}, r"lacks .*g_a\.0\.weight"),
-        (lambda codec: {**codec, "g_a.0.extra": torch.ones(1)}, r"tensors that ELIC does not: g_a\.0\.extra"),
+        (lambda codec: {**codec, "g_a.0.extra": torch.ones(1)}, r"has 1 tensors too many: g_a\.0\.extra"),
+        (lambda codec: {**codec, "g_a.0.bias": codec["g_a.0.bias"] / 0}, r"not finite.* g_a\.0\.bias"),
+        (lambda codec: {**codec, "g_a.0.weight": torch.ones(())}, r"g_a\.0\.weight is no convolution"),
+        (lambda codec: {**codec, "g_a.13.weight": torch.ones(9, 16, 5, 5)}, r"9 latent channels, but its groups"),
         (wrong_shape, r"h_s\.0\.weight is \(3, 3, 5, 5\), not \(16, 16, 5, 5\)"),
         (wrong_mask, r"context_prediction\.1\.mask is not the checkerboard"),
     ],
@@ -218,6 +224,7 @@ def test_a_codec_that_is_not_whole_is_refused(authors_files, tmp_path, change, m
     [
         (neck_state(20, 64, 128, 65), "latents of 20 channels, but the codec makes 24"),
         (neck_state(24, 32, 64, 65), "tokens of width 32, but this CLIP has 64"),
+        (neck_state(24, 64, 128, 17), "grid of 4x4 tokens, but this CLIP has 8x8"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(authors_files, tmp_path, neck, message):
@@ -228,7 +235,33 @@ def test_parts_that_do_not_fit_are_refused(authors_files, tmp_path, neck, messag
 
 def test_a_folder_that_exists_is_kept(authors_files, tmp_path):
     with pytest.raises(ValueError, match="exists already"):
-        convert_checkpoint(str(authors_files.checkpoint), tmp_path)
+        convert_checkpoint(authors_files.checkpoint, tmp_path)
+    (tmp_path / "precious.txt").write_text("keep")
+    for folder in (tmp_path, tmp_path.parent):
+        with pytest.raises(ValueError, match="not the folder of an earlier conversion and stays"):
+            convert_checkpoint(authors_files.checkpoint, folder, overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "keep"
+
+
+def test_an_earlier_conversion_is_replaced(authors_files, tmp_path):
+    for quality in (1, 2):
+        convert_checkpoint(authors_files.checkpoint, tmp_path / "a", codec_only=True, quality=quality, overwrite=True)
+    assert AutoModel.from_pretrained(tmp_path / "a").config.quality == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "point"),
+    [
+        ("d2_3.pth.tar", ("d2", 3)),
+        ("https://host/v1.0/d3_1.pth.tar?download=1", ("d3", 1)),
+        ("d1_4.safetensors", ("d1", 4)),
+        ("finetuned1_2.pth", ("d1", None)),
+        ("d2_3/checkpoint.pth", ("d1", None)),
+    ],
+)
+def test_the_operating_point_is_read_off_the_files_name(source, point):
+    assert convert._operating_point(source, None, None) == point
 
 
 @pytest.mark.parametrize(("option", "value"), [("scenario", "d4"), ("quality", 5)])
@@ -238,8 +271,6 @@ def test_unknown_operating_points_are_refused(authors_files, tmp_path, option, v
 
 
 def test_a_failed_check_leaves_nothing(authors_files, tmp_path, monkeypatch):
-    from comneck_hf.hub import convert
-
     monkeypatch.setattr(convert, "check_weights", lambda *_: convert.Check("weights", 1.0, 0.0))
     with pytest.raises(ValueError, match=r"does not do what the original does\. weights: 1\.0e\+00"):
         convert_checkpoint(str(authors_files.checkpoint), tmp_path / "model", codec_only=True)
@@ -286,6 +317,12 @@ def test_an_export_loads_strictly_into_compressai():
     theirs.load_state_dict(exported, strict=True)
     strings = theirs.eval().compress(synthetic_pictures(128, 1))["strings"]  # its tables came along
     assert len(strings) == 11
+
+
+def test_a_codec_that_lacks_parts_cannot_be_exported(converted):
+    codec = ElicModel.from_pretrained(converted[0], build_entropy_networks=False)
+    with pytest.raises(ValueError, match="build_entropy_networks=False"):
+        export_codec(codec, "authors")
 
 
 def test_an_unknown_layout_is_refused(model):

@@ -90,7 +90,7 @@ def test_without_trust_and_import_transformers_asks(folder, tmp_path):
     assert "trust_remote_code=True" in result.stderr
 
 
-def test_the_codec_and_the_tower_have_their_own_entries(tmp_path):
+def test_a_codec_has_its_own_entry(tmp_path):
     codec = comneck_hf.ElicModel.from_pretrained(SOURCE)
     codec.save_pretrained(tmp_path / "codec")
     target = tmp_path / "hub"
@@ -121,9 +121,11 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path):
     source = build(SOURCE, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     del tensors["visual_projection.weight"]
-    save_file({**tensors, "extra": torch.ones(1)}, source / "model.safetensors")
-    with pytest.raises(ValueError, match=r"1 missing \(visual_projection\.weight\), 1 too many \(extra\)"):
+    wrong = {"vision_model.post_layernorm.bias": torch.ones(1), "extra": torch.ones(1)}
+    save_file({**tensors, **wrong}, source / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 missing \(visual_projection\.weight\), 1 too many \(extra\), 1 of"):
         build(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 def test_a_folder_without_model_is_refused(tmp_path):

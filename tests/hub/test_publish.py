@@ -74,6 +74,30 @@ def test_a_tag_is_never_moved(hub, api, folder, tmp_path):
     assert hub.repositories[REPO].files("v1.1") == content(tmp_path)
 
 
+def test_a_release_has_no_files_of_an_earlier_one(hub, api, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "old.txt").write_text("of v1.0")
+    publish_folder(tmp_path / "model", REPO, tag="v1.0", api=api)
+    publish_folder(folder, REPO, tag="v2.0", api=api)
+    assert hub.repositories[REPO].files("v2.0") == content(folder)
+    with pytest.raises(ValueError, match=r"tag v1\.0 with other content"):
+        publish_folder(folder, REPO, tag="v1.0", api=api)
+
+
+def test_a_private_model_is_not_put_into_a_public_repository(hub, api, folder):
+    publish_folder(folder, "someone/private", private=True, api=api)
+    assert hub.repositories["someone/private"].private
+    publish_folder(folder, REPO, api=api)
+    with pytest.raises(ValueError, match="exists and is public"):
+        publish_folder(folder, REPO, private=True, api=api)
+
+
+def test_a_name_without_owner_is_refused_before_anything_happens(hub, api, folder):
+    with pytest.raises(ValueError, match="must be 'organization/name', got 'model'"):
+        publish_folder(folder, "model", api=api)
+    assert not hub.repositories
+
+
 @pytest.mark.parametrize(
     ("pattern", "status", "message"),
     [

@@ -27,7 +27,9 @@ def convert(
         int, typer.Option("--post-layernorm-repeats", min=1, help="2 gives the embeddings of the authors' code.")
     ] = 1,
     codec_only: Annotated[bool, typer.Option("--codec-only", help="Leave the neck out; needs no CLIP.")] = False,
-    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Push the folder to --repo-id as well.")] = False,
+    push_to_hub: Annotated[
+        bool, typer.Option("--push-to-hub", help="Push to --repo-id as well, to a private repository.")
+    ] = False,
     repo_id: Annotated[str | None, typer.Option("--repo-id", help="organization/name on the Hub.")] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
@@ -44,8 +46,8 @@ def convert(
     from ..hub.publish import publish_model
     from .loading import resolve_model
 
-    if push_to_hub and repo_id is None:
-        raise typer.BadParameter("is needed to push; write --repo-id organization/name.", param_hint="--repo-id")
+    if push_to_hub != (repo_id is not None):
+        raise typer.BadParameter("goes together with --repo-id organization/name.", param_hint="--push-to-hub")
     silence_libraries()
     report = convert_checkpoint(
         source,
@@ -59,12 +61,16 @@ def convert(
         overwrite=force,
         progress=not quiet,
     )
-    if push_to_hub:
-        publish_model(output, ModelFacts(repo_id=repo_id))
     if as_json:
         print_json(report.to_dict())
     elif not quiet:
         typer.echo(f"{report.to_text()}\n\nmodel: {output}")
+    if repo_id is not None:
+        try:
+            publish_model(output, ModelFacts(repo_id=repo_id), private=True)
+        except (OSError, ValueError) as error:
+            again = f"comneck push {output} --repo-id {repo_id} --private"
+            raise ValueError(f"{error} The model is converted; push it again with: {again}") from error
 
 
 @one_line_errors
@@ -99,6 +105,8 @@ def export(
     else:
         content = export_codec(load_codec(model), layout)
         count = len(content)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder. Give the name of a file.")
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, output)
     if not quiet:

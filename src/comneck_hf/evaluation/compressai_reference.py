@@ -26,7 +26,8 @@ def to_compressai(codec: ElicModel) -> nn.Module:
         The CompressAI model in float32 on the CPU. Pictures must have sides that are multiples of 64.
 
     Raises:
-        ValueError: If the kernel size is not 5, which is the only one that CompressAI builds.
+        ValueError: If the kernel size is not 5, which is the only one that CompressAI builds, or if parts of the
+            codec were not built.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, which CompressAI's import uses
@@ -35,6 +36,9 @@ def to_compressai(codec: ElicModel) -> nn.Module:
     config = codec.config
     if config.kernel_size != 5:
         raise ValueError(f"CompressAI's ELIC has `kernel_size` 5, this codec {config.kernel_size}.")
+    for flag in ("build_analysis", "build_synthesis", "build_entropy_networks"):
+        if not getattr(config, flag):
+            raise ValueError(f"This codec has `{flag}=False`, but CompressAI's has all parts. Load one that has, too.")
     groups = list(config.group_channels)
     model = Elic2022Chandelier(N=config.hidden_channels, M=config.latent_channels, groups=groups)
     _set_widths(model, config)

@@ -37,6 +37,7 @@ class ModelFacts:
         license, license_name: As the Hub names them; `license_name` where `license` is `"other"`.
         base_model: Hub id of the CLIP.
         datasets: Hub ids of the training data.
+        evaluation_dataset: Hub id of the data in `results`.
         results: File with measurements, relative to the root; `None` where nothing was measured.
     """
 
@@ -49,7 +50,12 @@ class ModelFacts:
     license_name: str | None = None
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
+    evaluation_dataset: str = ""
     results: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.results is not None and not self.evaluation_dataset:
+            raise ValueError(f"The facts of {self.repo_id} name `results`, and so need their `evaluation_dataset`.")
 
 
 def card_files() -> Path:
@@ -63,10 +69,15 @@ def load_facts(path: str | Path) -> ModelFacts:
     Raises:
         ValueError: If a key or the family is unknown.
     """
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values such as `repo_id: organization/name`.")
     families = yaml.safe_load((card_files() / "families.yaml").read_text(encoding="utf-8"))
     family = content.pop("family", None)
-    if family is not None and family not in families:
+    if family is not None and str(family) not in families:
         raise ValueError(f"{path} names the unknown family {family!r}; known are {sorted(families)}.")
     unknown = sorted(set(content) - {option.name for option in fields(ModelFacts)})
     if unknown or "repo_id" not in content:
@@ -74,23 +85,32 @@ def load_facts(path: str | Path) -> ModelFacts:
             f"{path} must have `repo_id` and may have {sorted(option.name for option in fields(ModelFacts))}; "
             f"unknown are {unknown}."
         )
-    return ModelFacts(**{**families.get(family, {}), **content})
+    facts = ModelFacts(**{**families.get(family, {}), **content})
+    for name in ("limits", "datasets"):
+        if not isinstance(getattr(facts, name), list):
+            raise ValueError(f"`{name}` in {path} must be a list, one item a line with a dash.")
+    return facts
 
 
 def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Measurements of one model in a file of results, and their setting; both empty where there are none.
 
     Args:
-        file: `rate_accuracy_tiny.json` (rows by scenario and quality) or `comneck_tiny.json` (one model).
+        file: Such as `rate_accuracy_tiny.json`, with one row per scenario and quality. For a CLIP also
+            `comneck_tiny.json`, whose `original_top1` is the CLIP's own.
         config: The model's.
+
+    Raises:
+        OSError: If there is no such file.
     """
-    if not file.is_file():
-        return {}, {}
     content = json.loads(file.read_text(encoding="utf-8"))
+    if _KINDS[config.model_type] == "clip":
+        return content["accuracy"], content["setting"]
     point = tuple(getattr(config, name, None) for name in ("scenario", "quality"))
-    rows = [row for row in content.get("models", []) if (row["scenario"], row["quality"]) == point]
-    row = rows[0] if rows else content.get("accuracy")
-    return (row, content["setting"]) if row else ({}, {})
+    for row in content.get("models", []):
+        if (row["scenario"], row["quality"]) == point:
+            return row, content["setting"]
+    return {}, {}
 
 
 @dataclass(frozen=True)
@@ -141,7 +161,7 @@ def render_card(
         base_model=facts.base_model,
         datasets=facts.datasets or None,
         model_name=name,
-        eval_results=_eval_results(row, setting, kind) or None,
+        eval_results=_eval_results(row, setting, kind, facts.evaluation_dataset) or None,
     )
     values: dict[str, Any] = {
         "title": name,
@@ -170,8 +190,12 @@ def _model_values(config: PreTrainedConfig) -> dict[str, Any]:
         "quality": config.quality,
         "latent_channels": config.vision_config.latent_channels,
         "first_layer": config.vision_config.num_skipped_layers + 1,
-        "image_size": config.image_size,
+        "image_size": "x".join(map(str, _sides(config.image_size))),
     }
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _readable(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
@@ -195,7 +219,7 @@ def _setting_text(row: dict[str, float], setting: dict[str, Any], kind: str) -> 
     return f"On {row['pictures']:,} pictures of {setting['data']}, split {setting['split']}{source}."
 
 
-def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str) -> list[EvalResult]:
+def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str, dataset: str) -> list[EvalResult]:
     name = "latents_top1" if kind == "comneck" else "original_top1"
     if name not in row:
         return []
@@ -203,7 +227,7 @@ def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str) -> 
         EvalResult(
             task_type="zero-shot-image-classification",
             task_name="Zero-shot image classification",
-            dataset_type="caltech101",
+            dataset_type=dataset,
             dataset_name=f"{setting['data']}, {setting['split']}",
             metric_type="accuracy",
             metric_name="top-1 from latents" if kind == "comneck" else "top-1",

@@ -3,9 +3,11 @@
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +20,24 @@ from safetensors.torch import load_file
 Weights = dict[str, torch.Tensor]
 
 _PREFIX = re.compile(r"^((module|base_coder)\.)+")
-_OLD_PRIOR_KEY = re.compile(r"(latent_codec\..*entropy_bottleneck\.)_(matrix|bias|factor)(\d)$")
+_OLD_PRIOR_KEY = re.compile(r"^(latent_codec\..*entropy_bottleneck\.)_(matrix|bias|factor)(\d)$")
+_NEW_PRIOR_KEY = re.compile(r"^(entropy_bottleneck\.)(matrices|biases|factors)\.(\d)$")
+_TRAINING_STATE = ("optimizer", "aux_optimizer", "lr_scheduler")
+# What readers raise where bytes are missing or wrong
+_DAMAGES = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    UnicodeDecodeError,
+    SafetensorError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _PRIOR_NAMES = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+_OLD_NAMES = {new: old for old, new in _PRIOR_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,13 +59,13 @@ class ForeignCheckpoint:
     ignored: tuple[str, ...]
 
 
-def fetch_file(source: str) -> Path:
+def fetch_file(source: str, *, progress: bool = True) -> Path:
     """The local path of a file, which is downloaded once if `source` is a URL.
 
     Raises:
         OSError: If there is no such file.
     """
-    if urlsplit(source).scheme not in ("http", "https"):
+    if not _is_url(source):
         if not Path(source).is_file():
             raise FileNotFoundError(f"There is no file {source!r}.")
         return Path(source)
@@ -56,10 +74,15 @@ def fetch_file(source: str) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(source, str(target))
-        except OSError as error:
+            torch.hub.download_url_to_file(source, str(target), progress=progress)
+        except (OSError, HTTPException) as error:
             raise OSError(f"{source} could not be downloaded: {error}") from None
     return target
+
+
+def _is_url(source: str) -> bool:
+    """Whether `source` is to be downloaded."""
+    return urlsplit(source).scheme in ("http", "https")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -71,21 +94,21 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         start = file.read(64)
-    looks = _looks_like(path, start)
-    if looks is not None:
-        raise ValueError(f"{path} is no checkpoint: it looks like {looks}.")
     try:
-        if path.suffix == ".safetensors":
+        looks = _looks_like(path, start)
+        if looks is None and path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = None if looks else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} holds Python objects besides tensors and numbers, which could run code and are not loaded. Save "
             "the model's `state_dict()` with `torch.save` where you trust the file."
         ) from None
-    except (RuntimeError, EOFError, SafetensorError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0] or "it ends too early"
+    except _DAMAGES as error:
+        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is damaged or truncated ({reason}). Fetch it again.") from None
+    if looks is not None:
+        raise ValueError(f"{path} is no checkpoint: it looks like {looks}.")
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
     return content
@@ -99,54 +122,82 @@ def _looks_like(path: Path, start: bytes) -> str | None:
         return "a web page; the download went wrong"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run `git lfs pull` in its repository"
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is damaged or truncated (it begins like a checkpoint and ends too early). Fetch it again."
-        )
-    if zipfile.is_zipfile(path):
+    if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
         if "constants.pkl" in names:
             return "a TorchScript program; save its `state_dict()`, or give the folder of a transformers model"
-        if "data.pkl" not in names:
-            return "a ZIP archive of other files"
-    return None
+        return None if "data.pkl" in names else "a ZIP archive of other files"
+    if start.startswith(b"\x80") or path.suffix == ".safetensors":
+        return None
+    return f"a file of another kind, beginning with {start[:8]!r}"
 
 
-def read_checkpoint(source: str) -> ForeignCheckpoint:
+def read_checkpoint(source: str, *, progress: bool = True) -> ForeignCheckpoint:
     """Reads the authors' `d1_1.pth.tar` and the like, a bare ELIC codec, or CompressAI's `elic2022-chandelier`.
 
     Args:
         source: Path or URL.
+        progress: Show a bar while downloading.
 
     Raises:
         ValueError: If the file holds something else; the message says what it looks like.
         OSError: If it cannot be read.
     """
-    content = read_tensors(fetch_file(source))
-    neck, state, ignored = content.get("adapter"), content.get("state_dict"), []
+    path = fetch_file(source, progress=progress)
+    try:
+        return _sort_entries(read_tensors(path), source)
+    except ValueError:
+        if _is_url(source):
+            path.unlink()  # so that the next try downloads it again
+        raise
+
+
+def _sort_entries(content: Mapping[str, Any], source: str) -> ForeignCheckpoint:
+    neck, state = content.get("adapter"), content.get("state_dict")
     if state is None:
         state = {key: value for key, value in content.items() if key != "adapter" and torch.is_tensor(value)}
         ignored = [key for key in content if key != "adapter" and key not in state]
     else:
         ignored = [key for key in content if key not in ("adapter", "state_dict")]
+    for key in ignored:
+        if _holds_weights(content[key]) and key not in _TRAINING_STATE:
+            raise ValueError(
+                f"{source} holds weights under {key!r}, of which nothing is known. Codec and neck are expected under "
+                "'state_dict' and 'adapter'; rename or drop the entry."
+            )
+    for name, part in (("state_dict", state), ("adapter", neck)):
+        if part is not None and not _is_state_dict(part):
+            raise ValueError(f"{source} has no dictionary of tensors under {name!r}, but a {type(part).__name__}.")
     prefixes = {match[0] for key in state if (match := _PREFIX.match(key))}
     codec = _renamed(state)
-    layout = _codec_layout(codec, source)
     return ForeignCheckpoint(
-        layout=layout,
+        layout=_codec_layout(codec, source),
         codec=codec,
         neck=None if neck is None else _renamed(neck),
         prefixes=tuple(sorted(prefixes)),
-        ignored=tuple(ignored),
+        ignored=tuple(str(key) for key in ignored),
     )
 
 
+def _is_state_dict(part: Any) -> bool:
+    return isinstance(part, Mapping) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in part.items())
+
+
+def _holds_weights(part: Any) -> bool:
+    return isinstance(part, Mapping) and any(torch.is_tensor(value) for value in part.values())
+
+
 def _renamed(state: Mapping[str, torch.Tensor]) -> Weights:
-    """Names without `module.` and `base_coder.` in any order, and CompressAI's older names in its newer form."""
+    """Names without `module.` and `base_coder.` in any order; the prior's as each layout has them.
+
+    CompressAI renamed the prior's tensors at some time, so that both spellings are found in both layouts.
+    """
     renamed: Weights = {}
     for key, value in state.items():
-        new = _OLD_PRIOR_KEY.sub(lambda match: f"{match[1]}{_PRIOR_NAMES[match[2]]}.{match[3]}", _PREFIX.sub("", key))
+        new = _PREFIX.sub("", key)
+        new = _OLD_PRIOR_KEY.sub(lambda match: f"{match[1]}{_PRIOR_NAMES[match[2]]}.{match[3]}", new)
+        new = _NEW_PRIOR_KEY.sub(lambda match: f"{match[1]}_{_OLD_NAMES[match[2]]}{match[3]}", new)
         if new in renamed:
             raise ValueError(f"The checkpoint holds {new} twice, once as {key}. Keep one of them.")
         renamed[new] = value

@@ -2,11 +2,12 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import torch
 from torch.nn import functional as F
@@ -43,7 +44,7 @@ _MOST_PICTURES = 16
 
 
 def convert_checkpoint(
-    source: str,
+    source: str | Path,
     output: str | Path,
     *,
     clip: str = DEFAULT_CLIP,
@@ -69,27 +70,28 @@ def convert_checkpoint(
             measured on them. Drawn pictures by default.
         post_layernorm_repeats: 1 as in CLIP; 2 gives the embeddings of the authors' code.
         codec_only: Convert the codec of a checkpoint that has a neck as well.
-        overwrite: Replace a folder that exists.
+        overwrite: Replace the folder of an earlier conversion.
         progress: Show a bar on stderr.
 
     Raises:
         ValueError: If the checkpoint is something else or incomplete, does not fit the CLIP, or a check fails.
         OSError: If a file or model is not there.
     """
-    output = Path(output)
-    if output.exists() and not overwrite:
-        raise ValueError(f"{output} exists already. Choose another folder, or overwrite it (--force).")
+    source, output = str(source), Path(output).resolve()
+    _check_output(output, overwrite=overwrite)
     scenario, quality = _operating_point(source, scenario, quality)
     samples = _sample_pictures(pictures)
     with tqdm(total=4, desc="reading", disable=not progress) as bar:
-        parts = _read_parts(source, None if codec_only else clip, scenario, quality, post_layernorm_repeats)
+        checkpoint = read_checkpoint(source, progress=progress)
+        parts = _build_parts(checkpoint, None if codec_only else clip, scenario, quality, post_layernorm_repeats)
+        del checkpoint
         _advance(bar, "deriving integer networks")
         parts.codec.calibrate(samples)
         _advance(bar, "checking")
         report = _check(parts, source, samples)
         expected = _outputs(parts.model, samples[:1])
         _advance(bar, "saving")
-        with _complete_folder(output, overwrite=overwrite) as folder:
+        with _complete_folder(output) as folder:
             parts.save(folder)
             del parts  # at full size, two models at a time would take 4 GB
             again = AutoModel.from_pretrained(folder).eval()
@@ -126,10 +128,13 @@ def _advance(bar: tqdm, step: str) -> None:
     bar.set_description(step)
 
 
-def _read_parts(
-    source: str, clip: str | None, scenario: str, quality: int | None, post_layernorm_repeats: int
+def _build_parts(
+    checkpoint: ForeignCheckpoint,
+    clip: str | None,
+    scenario: str,
+    quality: int | None,
+    post_layernorm_repeats: int,
 ) -> _Parts:
-    checkpoint = read_checkpoint(source)
     config, parameters, derived = elic_weights_from(checkpoint.codec, checkpoint.layout)
     codec = _build_codec(config, parameters, quality, scenario)
     if checkpoint.neck is None or clip is None:
@@ -157,15 +162,17 @@ def _check(parts: _Parts, source: str, samples: torch.Tensor) -> ConversionRepor
         report.checks += check_features(model, checkpoint.neck, parts.tower, _sample_latents(model, samples[:2]))
     elif checkpoint.neck is not None:
         report.unused["adapter"] = "left out as asked"
+    else:
+        report.notes.append("the checkpoint has no neck; the model is a codec")
     return report
 
 
 def _operating_point(source: str, scenario: str | None, quality: int | None) -> tuple[str, int | None]:
     """What is not given is read off a file name like `d2_3.pth.tar`."""
-    match = re.search(r"(d[123])_([1-4])\.pth(\.tar)?$", source)
+    match = re.search(r"(^|[^a-z0-9])(d[123])_([1-4])\.", Path(urlsplit(source).path).name)
     if match:
-        scenario = match[1] if scenario is None else scenario
-        quality = int(match[2]) if quality is None else quality
+        scenario = match[2] if scenario is None else scenario
+        quality = int(match[3]) if quality is None else quality
     scenario = "d1" if scenario is None else scenario
     if scenario not in SCENARIOS:
         raise ValueError(f"`scenario` must be one of {SCENARIOS}, got {scenario!r}.")
@@ -218,13 +225,23 @@ def _join(
             f"The neck makes tokens of width {sizes['hidden_size']}, but this CLIP has {vision.hidden_size}. Give the "
             f"CLIP it was trained for (the authors' is {DEFAULT_CLIP})."
         )
+    side = vision.image_size // vision.patch_size
+    if sizes["latent_size"] != side:
+        raise ValueError(
+            f"The neck has a grid of {sizes['latent_size']}x{sizes['latent_size']} tokens, but this CLIP has "
+            f"{side}x{side}. Give the CLIP it was trained for (the authors' is {DEFAULT_CLIP})."
+        )
+    if vision.num_hidden_layers <= 2 or vision.hidden_act != "quick_gelu":
+        raise ValueError(
+            f"This CLIP has {vision.num_hidden_layers} layers and {vision.hidden_act!r}; the neck replaces two layers "
+            f"of a CLIP with 'quick_gelu'. Give the CLIP it was trained for (the authors' is {DEFAULT_CLIP})."
+        )
     config = ComNeckConfig.from_codec_and_clip_configs(
         codec.config,
         vision,
         projection_dim=tower.visual_projection.out_features,
         scenario=scenario,
         quality=quality,
-        latent_size=sizes["latent_size"],
         neck_intermediate_size=sizes["intermediate_size"],
         post_layernorm_repeats=post_layernorm_repeats,
     )
@@ -255,19 +272,27 @@ def _count(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {"tensors": len(weights), "parameters": sum(value.numel() for value in weights.values())}
 
 
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuses to replace anything but an earlier conversion."""
+    if not output.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{output} exists already. Choose another folder, or overwrite it (--force).")
+    if not (output / REPORT_FILE).is_file():
+        raise ValueError(f"{output} is not the folder of an earlier conversion and stays. Choose another folder.")
+
+
 @contextmanager
-def _complete_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which becomes `output` if all goes well and otherwise disappears."""
-    part = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+def _complete_folder(output: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `output` if all goes well and otherwise disappears."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{output.name}.", dir=output.parent) as temporary:
+        part = Path(temporary) / "new"
+        part.mkdir()
         yield part
-        if overwrite:
-            shutil.rmtree(output, ignore_errors=True)
+        if output.exists():
+            output.rename(Path(temporary) / "old")
         part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ _COPIED = (
     "zero_shot.json",
     "conversion_report.json",
 )
-_MODEL_CLASSES = {"comneck": "ComNeck", "comneck_vision": "ComNeckVision", "elic": "Elic"}
+_MODEL_CLASSES = {"comneck": "ComNeck", "elic": "Elic"}
 
 
 def build_hub_folder(source: str | Path, target: str | Path, card: RenderedCard) -> None:
@@ -45,6 +45,14 @@ def build_hub_folder(source: str | Path, target: str | Path, card: RenderedCard)
     if not (source / "config.json").is_file():
         raise FileNotFoundError(f"{source} is no model: it has no config.json.")
     target.mkdir(parents=True)
+    try:
+        _fill(source, target, card)
+    except BaseException:
+        shutil.rmtree(target)
+        raise
+
+
+def _fill(source: Path, target: Path, card: RenderedCard) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     _forget_paths(config)
     name = _MODEL_CLASSES.get(config.get("model_type", ""))
@@ -97,14 +105,18 @@ def _copy_weights(source: Path, target: Path) -> None:
 def _check_whole(folder: Path) -> None:
     """Refuses weights that are not exactly the model's."""
     with torch.device("meta"):
-        expected = set(AutoModel.from_config(AutoConfig.from_pretrained(folder)).state_dict())
+        state = AutoModel.from_config(AutoConfig.from_pretrained(folder)).state_dict()
+    expected = {name: list(value.shape) for name, value in state.items() if not name.endswith("tables.cdfs")}
     with safe_open(folder / _WEIGHTS, "pt") as weights:
-        found = set(weights.keys())
-    if expected != found:
-        missing, surplus = sorted(expected - found), sorted(found - expected)
+        found = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    missing = sorted(state.keys() - found.keys())
+    surplus = sorted(found.keys() - state.keys())
+    wrong = sorted(name for name, shape in expected.items() if found.get(name, shape) != shape)
+    if missing or surplus or wrong:
         raise ValueError(
             f"The weights are not the model's: {len(missing)} missing ({', '.join(missing[:3])}), {len(surplus)} too "
-            f"many ({', '.join(surplus[:3])}). Load the model and save it again."
+            f"many ({', '.join(surplus[:3])}), {len(wrong)} of a wrong shape ({', '.join(wrong[:3])}). Load the model "
+            "and save it again."
         )
 
 

@@ -74,15 +74,15 @@ class ConversionReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {**asdict(self), "missing": [], "checks": checks, "passed": self.passed}
+        return {**asdict(self), "checks": checks, "passed": self.passed}
 
     def to_text(self) -> str:
         """For a terminal."""
         lines = [f"{self.source}  ({self.layout} layout)"]
         for name, counts in self.parts.items():
             lines.append(f"  {name:<18}{counts['tensors']:>5} tensors {counts['parameters']:>13,} parameters")
-        lines.append(f"  {'unused':<18}{len(self.unused):>5} entries, which follow from the weights or are no weights")
-        lines.append(f"  {'missing':<18}{0:>5}")
+        reasons = sorted(set(self.unused.values()))
+        lines.append(f"  {'unused':<18}{len(self.unused):>5} entries: {', '.join(reasons) or 'none'}")
         lines.append(f"  coding tables of the checkpoint: {self.coding_tables}; derived anew")
         lines += ["", f"  {'check':<66}{'difference':>11}{'limit':>9}"]
         for check in self.checks:

@@ -46,6 +46,8 @@ def publish_folder(
     folder, api = Path(folder), api or HfApi()
     if not (folder / "config.json").is_file() or not (folder / "README.md").is_file():
         raise ValueError(f"{folder} is not ready for the Hub: config.json and README.md must be there.")
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`repo_id` must be 'organization/name', got {repo_id!r}.")
     done = "nothing was uploaded"
     try:
         if tag is not None and _exists(api, repo_id, tag):
@@ -53,13 +55,19 @@ def publish_folder(
                 raise ValueError(f"{repo_id} has a tag {tag} with other content, which stays. Choose a new tag.")
             return Published(repo_id, tag, changed=False)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        uploaded = not _holds(api, repo_id, "main", folder)
+        info = api.model_info(repo_id)
+        if private and not info.private:
+            raise ValueError(f"{repo_id} exists and is public. Make it private on the Hub, or leave out `private`.")
+        commit, uploaded = info.sha, not _holds(api, repo_id, "main", folder)
         if uploaded:
             message = f"Release {tag}" if tag else "Upload model"
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+            upload = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns="*"
+            )
+            commit = upload.oid
         done = "the files are uploaded, but not tagged"
         if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision="main")
+            api.create_tag(repo_id, tag=tag, revision=commit)
     except (OSError, RuntimeError, *network_errors()) as error:
         raise OSError(_explain(error, repo_id, done)) from error
     return Published(repo_id, tag or "main", changed=uploaded or tag is not None)
@@ -84,6 +92,8 @@ def publish_model(
         private: As for `publish_folder`.
         dry_run: Folder to leave the content in, without talking to the Hub; must not exist.
     """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model: it has no config.json.")
     card = render_card(facts, folder, root=root, tag=tag)
     if dry_run is not None:
         build_hub_folder(folder, dry_run, card)
@@ -119,14 +129,14 @@ def _exists(api: HfApi, repo_id: str, revision: str) -> bool:
 
 
 def _holds(api: HfApi, repo_id: str, revision: str, folder: Path) -> bool:
-    """Whether a revision has every file of the folder with the same content."""
+    """Whether a revision has the files of the folder, and no others, with the same content."""
     remote = {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
         for entry in api.list_repo_tree(repo_id, recursive=True, revision=revision)
-        if hasattr(entry, "blob_id")
+        if hasattr(entry, "blob_id") and entry.path != ".gitattributes"  # which the Hub adds
     }
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return all(remote.get(path.relative_to(folder).as_posix()) in _digests(path) for path in files)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return remote.keys() == files.keys() and all(remote[name] in _digests(path) for name, path in files.items())
 
 
 def _digests(path: Path) -> tuple[str, str]:

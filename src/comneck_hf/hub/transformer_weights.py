@@ -1,12 +1,15 @@
 """The transformer parts of OpenAI's and the authors' checkpoints: the transform-neck and CLIP's vision tower."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..models.state_dicts import check_state_dict
 from .checkpoints import Weights, describe_weights, read_tensors
 
 
@@ -42,10 +45,16 @@ def neck_weights(source: Mapping[str, torch.Tensor]) -> Weights:
     """Parameters of a [`TransformNeck`] from the authors' `adapter`.
 
     Raises:
-        ValueError: If tensors are missing or left over; they are listed.
+        ValueError: If tensors are missing, too many, of a wrong shape or not finite; they are listed.
     """
-    expected = [*_NECK_KEYS, *_block_keys(_NECK_BLOCK)]
-    _check_keys(source, expected, "transform-neck")
+    hidden_size, mlp = _size(source, "trans_latent_dim.bias", 0), _size(source, f"{_NECK_BLOCK}mlp.c_fc.bias", 0)
+    shapes = {
+        **dict.fromkeys(_NECK_KEYS, (hidden_size,)),
+        "positional_embedding": (_size(source, "positional_embedding", 0), hidden_size),
+        "trans_latent_dim.weight": (hidden_size, _size(source, "trans_latent_dim.weight", -1)),
+        **_block_shapes(_NECK_BLOCK, hidden_size, mlp),
+    }
+    check_state_dict(source, shapes, "transform-neck")
     weights = {ours: source[theirs].float() for theirs, ours in _NECK_KEYS.items()}
     return {**weights, **_block_weights(source, _NECK_BLOCK, "layer.")}
 
@@ -94,35 +103,30 @@ def load_clip_tower(name: str) -> CLIPVisionModelWithProjection:
     """
     if Path(name).is_file():
         return _tower_from_openai(name)
-    model, report = CLIPVisionModelWithProjection.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    lost = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    try:
+        model, report = CLIPVisionModelWithProjection.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {name} are damaged ({error}). Fetch them again.") from None
+    lost = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if lost:
-        raise ValueError(f"{name} is not a whole CLIP vision tower; it lacks {', '.join(lost)}.")
+        raise ValueError(f"{name} is not a whole CLIP vision tower; missing or of a wrong shape: {', '.join(lost)}.")
     return model.eval()
 
 
 def _tower_from_openai(name: str) -> CLIPVisionModelWithProjection:
     content = read_tensors(Path(name))
-    content = content.get("state_dict", content)
-    tower = {key.removeprefix("visual."): value for key, value in content.items() if key.startswith("visual.")}
+    content = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
+    tower = {key[7:]: value for key, value in content.items() if str(key).startswith("visual.")}
     if "conv1.weight" not in tower or "proj" not in tower:
         raise ValueError(f"{name} holds no CLIP vision transformer: it looks like {describe_weights(content)}.")
-    blocks = [f"transformer.resblocks.{index}." for index in range(_count_blocks(tower))]
-    _check_keys(tower, [*_TOWER_KEYS, "proj", *(key for block in blocks for key in _block_keys(block))], "CLIP tower")
+    config = _check_tower(tower)
     weights = {ours: tower[theirs].float() for theirs, ours in _TOWER_KEYS.items()}
     weights["visual_projection.weight"] = tower["proj"].float().T.contiguous()
-    for index, block in enumerate(blocks):
-        weights.update(_block_weights(tower, block, f"vision_model.encoder.layers.{index}."))
-    width, _, patch_size, _ = tower["conv1.weight"].shape
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=tower["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        projection_dim=tower["proj"].shape[1],
-        num_hidden_layers=len(blocks),
-        num_attention_heads=max(1, width // 64),
-        image_size=patch_size * math.isqrt(tower["positional_embedding"].shape[0] - 1),
-        patch_size=patch_size,
-    )
+    for layer in range(config.num_hidden_layers):
+        prefix = f"vision_model.encoder.layers.{layer}."
+        weights.update(_block_weights(tower, f"transformer.resblocks.{layer}.", prefix))
     with torch.device("meta"):
         model = CLIPVisionModelWithProjection(config)
     model.load_state_dict(weights, assign=True, strict=False)  # position_ids are no weights
@@ -131,16 +135,47 @@ def _tower_from_openai(name: str) -> CLIPVisionModelWithProjection:
     return model.eval()
 
 
-def _count_blocks(tower: Mapping[str, torch.Tensor]) -> int:
-    count = 0
-    while f"transformer.resblocks.{count}.ln_1.weight" in tower:
-        count += 1
-    return count
+def _check_tower(tower: Mapping[str, torch.Tensor]) -> CLIPVisionConfig:
+    """The configuration of a tower with OpenAI's names, which must be whole. It has QuickGELU and heads of 64."""
+    width, patch_size = _size(tower, "conv1.weight", 0), _size(tower, "conv1.weight", -1)
+    mlp, projection_dim = _size(tower, "transformer.resblocks.0.mlp.c_fc.bias", 0), _size(tower, "proj", -1)
+    side = math.isqrt(max(0, _size(tower, "positional_embedding", 0) - 1))
+    layers = {int(match[1]) for key in tower if (match := re.match(r"transformer\.resblocks\.(\d+)\.", key))}
+    shapes = {
+        **dict.fromkeys(_TOWER_KEYS, (width,)),
+        "conv1.weight": (width, 3, patch_size, patch_size),
+        "positional_embedding": (side * side + 1, width),
+        "proj": (width, projection_dim),
+    }
+    for layer in range(max(layers, default=0) + 1):
+        shapes.update(_block_shapes(f"transformer.resblocks.{layer}.", width, mlp))
+    check_state_dict(tower, shapes, "CLIP tower")
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        projection_dim=projection_dim,
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, width // 64),
+        image_size=patch_size * side,
+        patch_size=patch_size,
+    )
 
 
-def _block_keys(prefix: str) -> list[str]:
-    names = [f"{prefix}{key}.{kind}" for key in _BLOCK_KEYS for kind in ("weight", "bias")]
-    return [*names, f"{prefix}attn.in_proj_weight", f"{prefix}attn.in_proj_bias"]
+def _size(source: Mapping[str, torch.Tensor], key: str, axis: int) -> int:
+    """A width that a tensor tells; 0 where it does not, which the check of all shapes reports."""
+    return source[key].shape[axis] if key in source and source[key].dim() else 0
+
+
+def _block_shapes(prefix: str, width: int, mlp: int) -> dict[str, tuple[int, ...]]:
+    return {
+        **dict.fromkeys((f"{prefix}{key}.{kind}" for key in _BLOCK_KEYS for kind in ("weight", "bias")), (width,)),
+        f"{prefix}attn.in_proj_weight": (3 * width, width),
+        f"{prefix}attn.in_proj_bias": (3 * width,),
+        f"{prefix}attn.out_proj.weight": (width, width),
+        f"{prefix}mlp.c_fc.weight": (mlp, width),
+        f"{prefix}mlp.c_fc.bias": (mlp,),
+        f"{prefix}mlp.c_proj.weight": (width, mlp),
+    }
 
 
 def _block_weights(source: Mapping[str, torch.Tensor], prefix: str, target: str) -> Weights:
@@ -153,14 +188,6 @@ def _block_weights(source: Mapping[str, torch.Tensor], prefix: str, target: str)
         for letter, part in zip("qkv", parts, strict=True):
             weights[f"{target}self_attn.{letter}_proj.{kind}"] = part.clone()
     return weights
-
-
-def _check_keys(source: Mapping[str, torch.Tensor], expected: list[str], what: str) -> None:
-    missing = [key for key in expected if key not in source]
-    surplus = sorted(set(source) - set(expected))
-    if missing or surplus:
-        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has besides {', '.join(surplus)}"] * bool(surplus)
-        raise ValueError(f"The {what} {' and '.join(parts)}.")
 
 
 __all__ = ["authors_neck_weights", "load_clip_tower", "neck_sizes", "neck_weights"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from ..state_dicts import check_state_dict
 from .configuration_elic import ElicConfig
 from .layers_elic import checkerboard
 
@@ -87,26 +88,29 @@ def elic_config_from_weights(weights: Mapping[str, torch.Tensor], layout: str) -
     """
     name = LAYOUTS[layout]
 
-    def shape(key: str) -> torch.Size:
-        if name(key) not in weights:
-            raise missing_tensors([name(known) for known in parameter_shapes(ElicConfig())], weights)
-        return weights[name(key)].shape
+    def width(key: str, axis: int = 0) -> int:
+        if name(key) not in weights:  # then more is missing: what the published codec has is listed
+            check_state_dict(weights, _published_shapes(layout), "codec", spare=_DERIVED.search)
+        if weights[name(key)].dim() != 4:
+            raise ValueError(f"{name(key)} is no convolution: it has shape {tuple(weights[name(key)].shape)}.")
+        return weights[name(key)].shape[axis]
 
-    groups = [shape(f"spatial_contexts.{k}.weight")[1] for k in range(5)]
+    groups = [width(f"spatial_contexts.{k}.weight", 1) for k in range(5)]
+    latents = width("g_a.13.weight")
+    if sum(groups) != latents:
+        raise ValueError(f"The codec makes {latents} latent channels, but its groups {groups} hold {sum(groups)}.")
     return ElicConfig(
-        hidden_channels=shape("g_a.0.weight")[0],
-        latent_channels=shape("g_a.13.weight")[0],
+        hidden_channels=width("g_a.0.weight"),
+        latent_channels=latents,
         group_channels=groups,
-        context_channels=[shape(f"channel_contexts.0.{layer}.weight")[0] for layer in (0, 2)],
-        aggregation_channels=[shape(f"parameter_aggregations.0.{layer}.weight")[0] for layer in (0, 2)],
-        kernel_size=shape("g_a.0.weight")[-1],
+        context_channels=[width(f"channel_contexts.0.{layer}.weight") for layer in (0, 2)],
+        aggregation_channels=[width(f"parameter_aggregations.0.{layer}.weight") for layer in (0, 2)],
+        kernel_size=width("g_a.0.weight", -1),
     )
 
 
-def missing_tensors(expected: list[str], found: Mapping[str, torch.Tensor]) -> ValueError:
-    """The error that lists what is not there."""
-    missing = [key for key in expected if key not in found]
-    return ValueError(f"The codec lacks {len(missing)} of its {len(expected)} tensors: {', '.join(missing)}.")
+def _published_shapes(layout: str) -> dict[str, torch.Size]:
+    return {LAYOUTS[layout](key): shape for key, shape in parameter_shapes(ElicConfig()).items()}
 
 
 def parameter_shapes(config: ElicConfig) -> dict[str, torch.Size]:
@@ -131,23 +135,12 @@ def elic_weights_from(
         the parameters. Taps of the spatial contexts that the checkerboard hides are zero.
 
     Raises:
-        ValueError: If tensors are missing, left over or of a wrong shape, or a mask is no checkerboard.
+        ValueError: If tensors are missing, too many, of a wrong shape or not finite, or a mask is no checkerboard.
     """
     config, name = elic_config_from_weights(weights, layout), LAYOUTS[layout]
     shapes = parameter_shapes(config)
-    if any(name(key) not in weights for key in shapes):
-        raise missing_tensors([name(key) for key in shapes], weights)
-    wrong = [
-        f"{name(key)} is {tuple(weights[name(key)].shape)}, not {tuple(shape)}"
-        for key, shape in shapes.items()
-        if weights[name(key)].shape != shape
-    ]
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors do not have the shapes that the others ask for: {'; '.join(wrong)}.")
+    check_state_dict(weights, {name(key): shape for key, shape in shapes.items()}, "codec", spare=_DERIVED.search)
     rest = sorted(set(weights) - {name(key) for key in shapes})
-    surplus = [key for key in rest if not _DERIVED.search(key)]
-    if surplus:
-        raise ValueError(f"The codec has {len(surplus)} tensors that ELIC does not: {', '.join(surplus)}.")
     for key in rest:
         if key.endswith(".mask"):
             _check_mask(key, weights[key])
