@@ -70,6 +70,14 @@ def collect_curves(rows: list[dict[str, Any]], value: str, *, decoded: str | Non
     return curves
 
 
+def compare(curves: dict[str, list[Any]]) -> list[dict[str, float]] | str:
+    """Values at equal bytes, or why the curves cannot be compared: the measurements are kept either way."""
+    try:
+        return values_at_equal_bytes(curves)
+    except ValueError as error:
+        return str(error)
+
+
 def main(args: Arguments) -> None:
     rows = measure(args)
     accuracy = collect_curves(rows, "latents_top1", decoded="decoded_top1")
@@ -82,8 +90,8 @@ def main(args: Arguments) -> None:
             "torch": torch.__version__,
         },
         "models": rows,
-        "top1_at_equal_bytes": values_at_equal_bytes(accuracy),
-        "psnr_at_equal_bytes": values_at_equal_bytes(seen),
+        "top1_at_equal_bytes": compare(accuracy),
+        "psnr_at_equal_bytes": compare(seen),
     }
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot_rate_accuracy(accuracy, args.figure, original=rows[0]["original_top1"])

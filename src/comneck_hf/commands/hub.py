@@ -41,9 +41,7 @@ def convert(
     are compared with independent computations, and the folder is loaded again; OUTPUT/conversion_report.json keeps it
     all. Nothing in the checkpoint is run, and nothing is written if a check fails.
     """
-    from ..hub.cards import ModelFacts
     from ..hub.convert import convert_checkpoint
-    from ..hub.publish import publish_model
     from .loading import resolve_model
 
     if push_to_hub != (repo_id is not None):
@@ -66,11 +64,19 @@ def convert(
     elif not quiet:
         typer.echo(f"{report.to_text()}\n\nmodel: {output}")
     if repo_id is not None:
-        try:
-            publish_model(output, ModelFacts(repo_id=repo_id), private=True)
-        except (OSError, ValueError) as error:
-            again = f"comneck push {output} --repo-id {repo_id} --private"
-            raise ValueError(f"{error} The model is converted; push it again with: {again}") from error
+        _push_conversion(output, repo_id)
+
+
+def _push_conversion(folder: Path, repo_id: str) -> None:
+    """Pushes to a private repository; if that fails, the conversion need not be repeated."""
+    from ..hub.cards import ModelFacts
+    from ..hub.publish import publish_model
+
+    try:
+        publish_model(folder, ModelFacts(repo_id=repo_id), private=True)
+    except (OSError, ValueError) as error:
+        again = f"comneck push {folder} --repo-id {repo_id} --private"
+        raise ValueError(f"{error} The model is converted; push it again with: {again}") from error
 
 
 @one_line_errors

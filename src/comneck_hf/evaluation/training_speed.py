@@ -103,6 +103,7 @@ def full_size_gigaflops() -> dict[str, float]:
         coded = {"latents": torch.empty(1, 320, 16, 16), "labels": labels, **features}
 
         def train(scenario: str, name: str, batch: Batch) -> None:
+            """Forward and backward pass of a stage."""
             stage = next(
                 stage for stage in comneck_stages(scenario, PRESETS["paper"], lmbda=1.0) if stage.name == name
             )

@@ -222,11 +222,11 @@ def describe_weights(weights: Mapping[str, Any]) -> str:
         (r"(language_model|lm_head|model\.layers)\b", "a language model"),
     )
     for pattern, meaning in signs:
-        if any(re.match(pattern, key) for key in weights):
+        if any(re.match(pattern, str(key)) for key in weights):
             return meaning
     if not weights:
         return "a file without tensors"
-    return f"something with the tensors {', '.join(list(weights)[:3])}, ..."
+    return f"something with the tensors {', '.join(map(str, list(weights)[:3]))}, ..."
 
 
 __all__ = ["ForeignCheckpoint", "Weights", "describe_weights", "fetch_file", "read_checkpoint", "read_tensors"]
