@@ -1,6 +1,9 @@
 """`comneck convert` and `comneck export` as a user types them."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from hub.authors_layout import TINY, checkpoint, clip_state, codec_state, neck_state
@@ -66,3 +69,10 @@ def test_push_writes_a_repository_without_the_hub(tmp_path):
 def test_pushing_a_conversion_needs_a_name(tmp_path):
     assert run("convert", "d1_1.pth.tar", "-o", tmp_path / "model", "--push-to-hub").exit_code == 2
     assert run("convert", "d1_1.pth.tar", "-o", tmp_path / "model", "--repo-id", "me/model").exit_code == 2
+
+
+def test_the_installed_script_pushes_as_well(tmp_path):
+    script = Path(sys.executable).with_name("comneck")  # which registers nothing before a command asks for it
+    words = ["push", comneck_hf.pretrained("comneck-tiny-d1-q2"), "--repo-id", "me/model", "--dry-run", tmp_path / "a"]
+    result = subprocess.run([script, *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

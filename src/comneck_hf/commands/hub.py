@@ -139,9 +139,11 @@ def push(
     """
     from dataclasses import replace
 
+    from ..auto import register
     from ..hub.cards import ModelFacts, load_facts
     from ..hub.publish import publish_model
 
+    register()
     silence_libraries()
     known = ModelFacts(repo_id=repo_id) if facts is None else replace(load_facts(facts), repo_id=repo_id)
     published = publish_model(folder, known, tag=tag, private=private, dry_run=dry_run)
