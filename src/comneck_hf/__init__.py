@@ -16,13 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .coding.bitstream import BITSTREAM_VERSION, Bitstream, BitstreamError
+    from .integrations.llava import ImageFeatures, attach_vision_tower, image_features
     from .models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
     from .models.comneck.image_processing_comneck import ComNeckImageProcessor
     from .models.comneck.image_processing_pil_comneck import ComNeckImageProcessorPil
     from .models.comneck.modeling_comneck import ComNeckModel, ComNeckModelOutput, ComNeckVisionModel
     from .models.comneck.neck_comneck import TransformNeck
+    from .models.comneck.processing_comneck import ComNeckProcessor
+    from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
+    from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
+    from .models.llavolta.language_llavolta import LlavoltaTextModel
+    from .models.llavolta.modeling_llavolta import (
+        LlavoltaForConditionalGeneration,
+        LlavoltaModel,
+        LlavoltaNextForConditionalGeneration,
+        LlavoltaNextModel,
+        pool_visual_tokens,
+    )
 
 __version__ = "0.1.0"
 
@@ -31,15 +43,30 @@ _MODULES = {
     "Bitstream": ".coding.bitstream",
     "BitstreamError": ".coding.bitstream",
     "ComNeckConfig": ".models.comneck.configuration_comneck",
+    "ComNeckForZeroShotConfig": ".models.comneck.zero_shot_comneck",
+    "ComNeckForZeroShotImageClassification": ".models.comneck.zero_shot_comneck",
     "ComNeckImageProcessor": ".models.comneck.image_processing_comneck",
     "ComNeckImageProcessorPil": ".models.comneck.image_processing_pil_comneck",
     "ComNeckModel": ".models.comneck.modeling_comneck",
     "ComNeckModelOutput": ".models.comneck.modeling_comneck",
+    "ComNeckProcessor": ".models.comneck.processing_comneck",
     "ComNeckVisionConfig": ".models.comneck.configuration_comneck",
     "ComNeckVisionModel": ".models.comneck.modeling_comneck",
     "ElicConfig": ".models.elic.configuration_elic",
     "ElicModel": ".models.elic.modeling_elic",
+    "ImageFeatures": ".integrations.llava",
+    "LlavoltaConfig": ".models.llavolta.configuration_llavolta",
+    "LlavoltaForConditionalGeneration": ".models.llavolta.modeling_llavolta",
+    "LlavoltaModel": ".models.llavolta.modeling_llavolta",
+    "LlavoltaNextConfig": ".models.llavolta.configuration_llavolta",
+    "LlavoltaNextForConditionalGeneration": ".models.llavolta.modeling_llavolta",
+    "LlavoltaNextModel": ".models.llavolta.modeling_llavolta",
+    "LlavoltaTextConfig": ".models.llavolta.configuration_llavolta",
+    "LlavoltaTextModel": ".models.llavolta.language_llavolta",
     "TransformNeck": ".models.comneck.neck_comneck",
+    "attach_vision_tower": ".integrations.llava",
+    "image_features": ".integrations.llava",
+    "pool_visual_tokens": ".models.llavolta.modeling_llavolta",
 }
 
 
@@ -67,7 +94,7 @@ def _runs_as_console_script() -> bool:
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _MODULES[name].startswith(".models"):
+    if _MODULES[name].startswith((".models", ".integrations")):
         import_module(".auto", __name__)
     value = getattr(import_module(_MODULES[name], __name__), name)
     globals()[name] = value
@@ -83,16 +110,31 @@ __all__ = [
     "Bitstream",
     "BitstreamError",
     "ComNeckConfig",
+    "ComNeckForZeroShotConfig",
+    "ComNeckForZeroShotImageClassification",
     "ComNeckImageProcessor",
     "ComNeckImageProcessorPil",
     "ComNeckModel",
     "ComNeckModelOutput",
+    "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",
     "ElicConfig",
     "ElicModel",
+    "ImageFeatures",
+    "LlavoltaConfig",
+    "LlavoltaForConditionalGeneration",
+    "LlavoltaModel",
+    "LlavoltaNextConfig",
+    "LlavoltaNextForConditionalGeneration",
+    "LlavoltaNextModel",
+    "LlavoltaTextConfig",
+    "LlavoltaTextModel",
     "TransformNeck",
     "__version__",
+    "attach_vision_tower",
+    "image_features",
+    "pool_visual_tokens",
     "pretrained",
 ]
 

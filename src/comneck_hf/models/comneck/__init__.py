@@ -5,14 +5,19 @@ from .image_processing_comneck import ComNeckImageProcessor
 from .image_processing_pil_comneck import ComNeckImageProcessorPil
 from .modeling_comneck import ComNeckModel, ComNeckModelOutput, ComNeckVisionModel
 from .neck_comneck import TransformNeck
+from .processing_comneck import ComNeckProcessor
+from .zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
 
 
 __all__ = [
     "ComNeckConfig",
+    "ComNeckForZeroShotConfig",
+    "ComNeckForZeroShotImageClassification",
     "ComNeckImageProcessor",
     "ComNeckImageProcessorPil",
     "ComNeckModel",
     "ComNeckModelOutput",
+    "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",
     "TransformNeck",

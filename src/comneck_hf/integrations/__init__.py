@@ -1,0 +1,1 @@
+"""ComNeck inside other systems: LLaVA models and inference servers."""

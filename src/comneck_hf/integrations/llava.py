@@ -1,0 +1,192 @@
+"""ComNeck as the vision tower of a LLaVA that was trained on pixels."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..models.comneck.configuration_comneck import ComNeckConfig
+from ..models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
+
+
+MAX_DIFFERENCE = 0.004  # relative, in the Euclidean norm: rounding to bfloat16 alone makes 0.0017
+_COMPARED = ("self_attn.q_proj.weight", "self_attn.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+
+
+def attach_vision_tower(
+    llava: PreTrainedModel, tower: str | os.PathLike | ComNeckModel | ComNeckVisionModel, *, force: bool = False
+) -> PreTrainedModel:
+    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's; projector and language model stay as they are.
+
+    The LLaVA's own CLIP layers are kept, codec and neck come from `tower`. Afterwards the model takes latents in
+    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA. Its processor is
+    `ComNeckProcessor.for_llava(llava, old_processor)`.
+
+    Args:
+        llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA or another model with a CLIP in `vision_tower`; changed in place.
+        tower: Folder or Hub id of a ComNeck, or the model; a `ComNeckVisionModel` takes latents only.
+        force: Attach a neck that was trained for another CLIP of the same shape.
+
+    Returns:
+        `llava`.
+
+    Raises:
+        ValueError: If the model has no CLIP tower, or the neck was trained for another CLIP.
+    """
+    base = llava.base_model
+    old = getattr(base, "vision_tower", None)
+    clip = old.vision_model if isinstance(old, ComNeckModel) else old
+    if not hasattr(clip, "encoder") or not hasattr(clip, "post_layernorm"):
+        raise ValueError(
+            f"{type(llava).__name__} has no CLIP in `vision_tower`, but {type(old).__name__}. A ComNeck tower "
+            "replaces a CLIP vision tower."
+        )
+    if not isinstance(tower, PreTrainedModel):
+        tower = AutoModel.from_pretrained(tower)
+    if not isinstance(tower, ComNeckModel | ComNeckVisionModel):
+        raise ValueError(f"The tower must be a `ComNeckModel` or `ComNeckVisionModel`, got {type(tower).__name__}.")
+    vision_model = tower.vision_model if isinstance(tower, ComNeckModel) else tower
+    _check_clip(vision_model, clip, force=force)
+    _check_layers(llava, vision_model)
+
+    parameter = next(clip.parameters())
+    tower.to(device=parameter.device, dtype=parameter.dtype).train(old.training)
+    # Not strict: the layers that the neck replaces are not needed.
+    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith("neck.")}
+    vision_model.load_state_dict(weights, strict=False, assign=True)
+    if isinstance(tower, ComNeckModel) and tower.codec is not None:
+        tower.codec.update_tables()
+    tower.set_attn_implementation(clip.config._attn_implementation)
+    base.vision_tower = tower
+    _set_config(llava, tower, vision_model)
+    return llava
+
+
+def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: bool) -> None:
+    """Compares a few weights of the layers that both have."""
+    ours, theirs = vision_model.state_dict(), clip.state_dict()
+    last = vision_model.config.num_hidden_layers - 1
+    layers = sorted(
+        {vision_model.config.num_skipped_layers, (last + vision_model.config.num_skipped_layers) // 2, last}
+    )
+    names = ["post_layernorm.weight", *(f"encoder.layers.{layer}.{name}" for layer in layers for name in _COMPARED)]
+    num_layers = clip.config.num_hidden_layers
+    for name in names:
+        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (ours, theirs)]
+        if shapes[0] != shapes[1] or num_layers != vision_model.config.num_hidden_layers:
+            raise ValueError(
+                f"The neck was trained for a CLIP of {vision_model.config.num_hidden_layers} layers and width "
+                f"{vision_model.config.hidden_size}, this model has {num_layers} layers and width "
+                f"{clip.config.hidden_size} ({name}: {shapes[1]}). Choose a ComNeck for this CLIP."
+            )
+        expected = ours[name].float().cpu()
+        difference = float((theirs[name].float().cpu() - expected).norm() / expected.norm())
+        if difference > MAX_DIFFERENCE and not force:
+            raise ValueError(
+                f"The neck was trained for another CLIP: {name} differs by {100 * difference:.2g} % (at most "
+                f"{100 * MAX_DIFFERENCE:.2g} % is rounding). Choose a ComNeck for this CLIP, or pass `force=True` if "
+                "a fine-tuned one is close enough."
+            )
+
+
+def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+    """Refuses a LLaVA that reads hidden states which the neck leaves out."""
+    layers = getattr(llava.config, "vision_feature_layer", getattr(llava.config, "vision_feature_layers", []))
+    num_states = vision_model.config.num_hidden_layers + 1
+    for layer in [layers] if isinstance(layers, int) else layers:
+        if layer % num_states < vision_model.config.num_skipped_layers:
+            raise ValueError(
+                f"This model reads hidden state {layer} of its tower, but the neck replaces the first "
+                f"{vision_model.config.num_skipped_layers} layers. Choose a ComNeck with fewer skipped layers."
+            )
+
+
+def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+    config, old_size = llava.config, llava.config.vision_config.image_size
+    height, width = vision_model.config.latent_grid
+    config.vision_config = tower.config
+    if hasattr(config, "image_seq_length"):
+        keeps_class_token = getattr(config, "vision_feature_select_strategy", "default") == "full"
+        config.image_seq_length = height * width + keeps_class_token
+    if getattr(config, "image_grid_pinpoints", None):
+        size = tower.config.image_size
+        config.image_grid_pinpoints = [
+            [side // old_size * size for side in point] for point in config.image_grid_pinpoints
+        ]
+    # Names under which the old tower was stored; the new one has its own.
+    llava._weight_conversions = None
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of images behind the projector, as language models read them.
+
+    Attributes:
+        images: One tensor of shape `(tokens, hidden_size)` per image, in the language model's width and type.
+    """
+
+    images: list[torch.Tensor]
+
+    def mm_encoder_outputs(self) -> dict[str, BaseModelOutputWithPooling]:
+        """For `generate` and `forward` of transformers: `model.generate(..., mm_encoder_outputs=...)`."""
+        return {"image": BaseModelOutputWithPooling(pooler_output=list(self.images))}
+
+    def image_embeds(self) -> torch.Tensor:
+        """For vLLM: `multi_modal_data={"image": ...}`, shape `(images, tokens, hidden_size)`.
+
+        Raises:
+            ValueError: If the images have different numbers of tokens; vLLM then takes `images`, one request each.
+        """
+        lengths = {len(image) for image in self.images}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"The images have {sorted(lengths)} tokens and cannot be stacked. Use `images` one by one."
+            )
+        return torch.stack(self.images)
+
+    def precomputed_embeddings(self) -> list[dict[str, object]]:
+        """For SGLang: `image_data=[...]` with one dictionary per image."""
+        return [{"format": "precomputed_embedding", "feature": image} for image in self.images]
+
+
+@torch.no_grad()
+def image_features(
+    llava: PreTrainedModel,
+    pixel_values: torch.Tensor | None = None,
+    *,
+    bitstreams: list[bytes] | None = None,
+    image_sizes: torch.Tensor | None = None,
+) -> ImageFeatures:
+    """What the language model will read for images, computed apart from it.
+
+    Args:
+        llava: A LLaVA; with a ComNeck tower it takes latents and bitstreams, too.
+        pixel_values: Pictures as its processor makes them, or latents of shape `(images, channels, height, width)`.
+        bitstreams: Instead of `pixel_values`.
+        image_sizes: Of LLaVA-NeXT's pictures, `(images, 2)`.
+
+    Raises:
+        ValueError: If none or both inputs are given, or the tower has no codec for bitstreams.
+    """
+    if (pixel_values is None) == (bitstreams is None):
+        raise ValueError("Pass exactly one of `pixel_values` and `bitstreams`.")
+    base = llava.base_model
+    if bitstreams is not None:
+        if not isinstance(llava.config.vision_config, ComNeckConfig):
+            raise ValueError(
+                "Bitstreams need a `ComNeckModel` in `vision_tower`; attach one, or decompress them first."
+            )
+        pixel_values = base.vision_tower.decompress(bitstreams)
+        if isinstance(pixel_values, list):
+            sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
+            raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+    options = {} if image_sizes is None else {"image_sizes": image_sizes}
+    outputs = base.get_image_features(pixel_values.to(llava.device), return_dict=True, **options)
+    dtype = llava.get_input_embeddings().weight.dtype
+    return ImageFeatures([image.to(dtype) for image in outputs.pooler_output])
+
+
+__all__ = ["MAX_DIFFERENCE", "ImageFeatures", "attach_vision_tower", "image_features"]

@@ -1,0 +1,279 @@
+"""Processor for LLaVA with a ComNeck tower: text with pictures, latents, bitstreams and `.cnk` files."""
+
+import base64
+import binascii
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, LlavaProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..hub_code import HubCode
+from ..llavolta.pooling_llavolta import image_offsets
+from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckConfig, ComNeckVisionConfig
+from .image_processing_comneck import ComNeckImageProcessor
+
+
+BITSTREAM_SUFFIX = ".cnk"
+DATA_URL = "data:application/x-comneck;base64,"
+_DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+class ComNeckProcessor(HubCode, LlavaProcessor):
+    r"""A `LlavaProcessor` whose images may be pictures, latents, bitstreams, `.cnk` files or `data:` URLs of them.
+
+    `images` takes, in any mixture and nesting, what `LlavaProcessor` takes; latents of shape `(latent_channels,
+    height, width)` or a batch of them; `bytes`; paths that end in `.cnk`; and `data:application/x-comneck;base64,...`.
+    In chat templates: `{"type": "image", "path": "photo.cnk"}` or `"url": "data:..."`. `pixel_values` holds pictures
+    where all images are pictures, else latents: then pictures are encoded here. Both are what the tower takes.
+
+    image_processor (`ComNeckImageProcessor`):
+        Makes pictures of the size that the tower's neck has positions for.
+    tokenizer (`PreTrainedTokenizerBase`):
+        The language model's.
+    patch_size (`int`, *optional*, defaults to 16):
+        Pixels per token along each side.
+    vision_feature_select_strategy (`str`, *optional*, defaults to `"default"`):
+        As in the model's configuration; `"default"` drops the class token.
+    chat_template (`str`, *optional*):
+        Jinja template of a conversation.
+    image_token (`str`, *optional*, defaults to `"<image>"`):
+        Placeholder of an image in the text.
+    num_additional_image_tokens (`int`, *optional*, defaults to 1):
+        Tokens besides the grid, the class token.
+    latent_channels (`int`, *optional*, defaults to 320):
+        Channels of the codec's latents, by which they are told from pictures.
+    pool_stride, pool, pool_grid:
+        Settings of [`LlavoltaTextConfig`] for a model with `pool_layer=0`, which needs fewer placeholders.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        patch_size: int = DOWNSAMPLING_FACTOR,
+        vision_feature_select_strategy: str = "default",
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 1,
+        latent_channels: int = 320,
+        pool_stride: int = 1,
+        pool: str = "avg1d",
+        pool_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+        )
+        self.latent_channels = latent_channels
+        self.pool_stride = pool_stride
+        self.pool = pool
+        self.pool_grid = pool_grid
+        self._codec: PreTrainedModel | None = None
+        self._codec_source: tuple[str | os.PathLike, dict[str, Any]] | None = None
+
+    @classmethod
+    def for_llava(cls, model: PreTrainedModel, processor: ProcessorMixin) -> "ComNeckProcessor":
+        """The processor of a LLaVA whose tower is ComNeck's.
+
+        Args:
+            model: The LLaVA; sizes and token counts come from its configuration, the codec from its tower.
+            processor: The one it had: tokenizer, image token and chat template are taken over.
+        """
+        config, tower = model.config, model.config.vision_config
+        if not isinstance(tower, ComNeckConfig | ComNeckVisionConfig):
+            raise ValueError(
+                f"The tower of this model is {tower.model_type!r}. Attach ComNeck's first, with `attach_vision_tower`."
+            )
+        neck = tower.vision_config if isinstance(tower, ComNeckConfig) else tower
+        patch_size = tower.patch_size if isinstance(tower, ComNeckConfig) else DOWNSAMPLING_FACTOR
+        pooling = {}
+        if getattr(config.get_text_config(), "pools_before", False):
+            text_config = config.get_text_config()
+            pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
+        result = cls(
+            ComNeckImageProcessor.for_size(tuple(patch_size * side for side in neck.latent_grid)),
+            processor.tokenizer,
+            patch_size=patch_size,
+            # ViP-LLaVA has no such setting and drops the class token.
+            vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", "default"),
+            chat_template=processor.chat_template,
+            image_token=processor.image_token,
+            latent_channels=neck.latent_channels,
+            **pooling,
+        )
+        result.codec = getattr(model.base_model.vision_tower, "codec", None)
+        return result
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "ComNeckProcessor":
+        """Loads as every processor; the codec follows from the same place when the first bitstream needs it."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
+        processor._codec_source = (pretrained_model_name_or_path, options)
+        return processor
+
+    @property
+    def codec(self) -> PreTrainedModel:
+        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own."""
+        if self._codec is None:
+            if self._codec_source is None:
+                raise ValueError(
+                    "Bitstreams need a codec. Set `processor.codec`, for instance to `model.model.vision_tower.codec`."
+                )
+            source, options = self._codec_source
+            self._codec = load_codec(source, **options)
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: PreTrainedModel | None) -> None:
+        self._codec = codec
+
+    def compress(self, images: Any) -> list[bytes]:
+        """Bitstreams of pictures, resized and cropped to what the tower takes: what an edge device sends.
+
+        Args:
+            images: A picture or a list of them: PIL images, arrays, tensors, paths or URLs.
+        """
+        pictures = self.image_processor.fetch_images([_as_source(image) for image in _flatten(images)])
+        return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values)
+
+    def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
+        """As `ProcessorMixin`, on a flat list in which bitstreams have become latents."""
+        if images is not None:
+            images = self._decompressed(_flatten(images)) or None
+        return super().prepare_inputs_layout(images=images, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The placeholders of an image: one for each token that the tower makes of it."""
+        channels, height, width = image_inputs["pixel_values"][image_idx].shape
+        patch_size = 1 if channels == self.latent_channels else self.patch_size
+        return self.image_token * self._num_image_tokens(height // patch_size, width // patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ProcessorMixin`, without copying the codec."""
+        codec, self._codec = self._codec, None
+        try:
+            return super().to_dict()
+        finally:
+            self._codec = codec
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> Any:
+        data = super()._get_num_multimodal_tokens(image_sizes, **kwargs)
+        if data.num_image_tokens is not None:
+            data.num_image_tokens = [self._num_image_tokens(*self._grid)] * len(data.num_image_tokens)
+        return data
+
+    def _process_images(self, images: list[Any], **kwargs: Any) -> tuple[BatchFeature, list[str]]:
+        are_latents = [self._is_latents(image) for image in images]
+        if not any(are_latents):
+            return super()._process_images(images, **kwargs)
+        pictures = [image for image, coded in zip(images, are_latents, strict=True) if not coded]
+        encoded = iter(())
+        if pictures:
+            pixel_values = self.image_processor(pictures, **{**kwargs, "return_tensors": "pt"}).pixel_values
+            with torch.no_grad():
+                encoded = iter(self.codec.encode(pixel_values.to(self.codec.device)).latents.cpu())
+        latents = [
+            self._checked_latents(image) if coded else next(encoded)
+            for image, coded in zip(images, are_latents, strict=True)
+        ]
+        inputs = BatchFeature({"pixel_values": torch.stack(latents)})
+        return inputs, [self.replace_image_token(inputs, index) for index in range(len(latents))]
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        size = self.image_processor.crop_size
+        return size["height"] // self.patch_size, size["width"] // self.patch_size
+
+    def _num_image_tokens(self, height: int, width: int) -> int:
+        length = height * width + self.num_additional_image_tokens
+        length -= self.vision_feature_select_strategy == "default"
+        offsets = image_offsets(length, stride=self.pool_stride, pool=self.pool, grid=self.pool_grid)
+        return int((offsets == 0).sum())
+
+    def _is_latents(self, image: Any) -> bool:
+        return (
+            isinstance(image, torch.Tensor | np.ndarray) and image.ndim == 3 and image.shape[0] == self.latent_channels
+        )
+
+    def _checked_latents(self, latents: torch.Tensor | np.ndarray) -> torch.Tensor:
+        latents = torch.as_tensor(latents).cpu()
+        if latents.shape[1:] != self._grid:
+            raise ValueError(
+                f"An image has latents of {latents.shape[1]}x{latents.shape[2]}, but the tower takes "
+                f"{self._grid[0]}x{self._grid[1]}. Crop the picture before it is coded, as `processor.compress` does."
+            )
+        return latents
+
+    def _decompressed(self, images: list[Any]) -> list[Any]:
+        bitstreams = {index: data for index, image in enumerate(images) if (data := _read(image)) is not None}
+        latents = (
+            dict(zip(bitstreams, self.codec.decompress(list(bitstreams.values())), strict=True)) if bitstreams else {}
+        )
+        return [latents[index].cpu() if index in latents else _as_source(image) for index, image in enumerate(images)]
+
+
+def load_codec(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """The codec of a saved ComNeck, or of a saved LLaVA with a ComNeck tower, without the rest.
+
+    Args:
+        source: Folder or Hub id.
+        options: `revision`, `token` and the like.
+
+    Raises:
+        ValueError: If the model was saved without its codec.
+    """
+    config = AutoConfig.from_pretrained(source, **options)
+    tower = getattr(config, "vision_config", None) if not isinstance(config, ComNeckConfig) else config
+    codec_config: PreTrainedConfig | None = getattr(tower, "codec_config", None)
+    if codec_config is None:
+        raise ValueError(
+            f"{source} holds no codec: its tower takes latents only. Set `processor.codec` to the codec that wrote "
+            "the bitstreams."
+        )
+    names = {r"^(model\.)?vision_tower\.codec\.": ""}
+    options = {**options, "key_mapping": names} if tower is not config else options
+    return AutoModel.from_pretrained(source, config=codec_config, **options).eval()
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in _flatten(item)]
+    if isinstance(images, torch.Tensor | np.ndarray) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _as_source(image: Any) -> Any:
+    """What transformers loads: it knows strings, not `Path`."""
+    return str(image) if isinstance(image, Path) else image
+
+
+def _read(image: Any) -> bytes | None:
+    """The bitstream that an image stands for, `None` for pictures and latents."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, Path | str) and str(image).lower().endswith(BITSTREAM_SUFFIX):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{image} cannot be read: {error.strerror}. Give the path of a `.cnk` file.") from error
+    if isinstance(image, str) and image.startswith(DATA_URL):
+        try:
+            return base64.b64decode(image.removeprefix(DATA_URL), validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"The data URL of a bitstream is not base64: {error}.") from error
+    return None
+
+
+__all__ = ["BITSTREAM_SUFFIX", "DATA_URL", "ComNeckProcessor", "load_codec"]

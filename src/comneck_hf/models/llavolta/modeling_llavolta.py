@@ -1,0 +1,239 @@
+"""LLaVA and LLaVA-NeXT whose language model pools visual tokens (LLaVolta)."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    Cache,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
+from transformers.models.llava_next.modeling_llava_next import LlavaNextPreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
+from .language_llavolta import LlavoltaTextModel
+from .pooling_llavolta import TokenGroups, image_offsets, sequence_offsets
+
+
+class _TellsVisualTokens:
+    """Tells the language model which tokens of the sequence are to be pooled."""
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the class without pooling. `inputs_embeds` that already hold image features are not pooled."""
+        if self.config.text_config.pools_inside:
+            if pixel_values is not None and mm_encoder_outputs is None:
+                names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+                options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+                features = self.get_image_features(pixel_values=pixel_values, return_dict=True, **options)
+                pixel_values, mm_encoder_outputs = None, {"image": features}
+            features = (mm_encoder_outputs or {}).get("image")
+            if features is not None:
+                kwargs["pooling_offsets"] = self._pooling_offsets(input_ids, inputs_embeds, features.pooler_output)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+    def _pooling_offsets(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_features: list[torch.Tensor],
+    ) -> torch.Tensor:
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            visual_tokens = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            visual_tokens = input_ids == self.config.image_token_id
+        return sequence_offsets(visual_tokens, [_offsets(self.config.text_config, len(f)) for f in image_features])
+
+
+class LlavoltaModel(_TellsVisualTokens, LlavaModel):
+    """`LlavaModel` that pools visual tokens, before or within the language model."""
+
+    config: LlavoltaConfig
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `LlavaModel`; with `pool_layer=0` each image's features, behind the projector, are pooled."""
+        options = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "image_sizes": image_sizes,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        outputs = super().get_image_features(pixel_values, **options, **{**kwargs, "return_dict": True})
+        if self.config.text_config.pools_before:
+            outputs.pooler_output = [_pooled(self.config.text_config, image) for image in outputs.pooler_output]
+        return outputs
+
+
+class LlavoltaNextModel(_TellsVisualTokens, LlavaNextModel):
+    """`LlavaNextModel` that pools visual tokens within the language model."""
+
+    config: LlavoltaNextConfig
+
+
+class _GeneratesPooled:
+    """Generation with two masks, and pooling that can be changed on a loaded model."""
+
+    def set_visual_pooling(self, pool_layer: int, pool_stride: int) -> None:
+        """Changes where and how much is pooled, from the next forward pass on.
+
+        Raises:
+            ValueError: If the layer does not exist or the stride is below 1.
+        """
+        text_config = self.config.text_config
+        before = (text_config.pool_layer, text_config.pool_stride)
+        text_config.pool_layer, text_config.pool_stride = pool_layer, pool_stride
+        try:
+            self.config.validate_pooling()
+        except ValueError:
+            text_config.pool_layer, text_config.pool_stride = before
+            raise
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `GenerationMixin.generate`; a prompt cannot be read in chunks where its visual tokens are pooled."""
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        chunk_size = kwargs.get("prefill_chunk_size", generation_config.prefill_chunk_size)
+        if chunk_size is not None and self.config.text_config.pools_inside:
+            raise ValueError(
+                f"`prefill_chunk_size={chunk_size}` would cut images into pieces that are pooled apart. Leave it out, "
+                "or switch pooling off with `set_visual_pooling(pool_layer, 1)`."
+            )
+        return super().generate(*args, **kwargs)
+
+    def create_masks_for_generate(
+        self,
+        *,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+        """Masks of one step for static caches. Of the first step, whose groups are not known here, the 2-D one."""
+        if is_first_iteration:
+            return attention_mask
+        return self.model.language_model.causal_masks(inputs_embeds, attention_mask, past_key_values, position_ids)
+
+
+class LlavoltaForConditionalGeneration(_GeneratesPooled, LlavaForConditionalGeneration):
+    """`LlavaForConditionalGeneration` that pools visual tokens. Weights and their names are LLaVA's."""
+
+    config: LlavoltaConfig
+
+    def __init__(self, config: LlavoltaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = LlavoltaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+class LlavoltaNextForConditionalGeneration(_GeneratesPooled, LlavaNextForConditionalGeneration):
+    """`LlavaNextForConditionalGeneration` that pools visual tokens. Weights and their names are LLaVA-NeXT's."""
+
+    config: LlavoltaNextConfig
+
+    def __init__(self, config: LlavoltaNextConfig) -> None:
+        LlavaNextPreTrainedModel.__init__(self, config)
+        self.model = LlavoltaNextModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+_POOLED_CLASSES = {
+    LlavaForConditionalGeneration: (LlavoltaForConditionalGeneration, LlavoltaModel, LlavoltaConfig),
+    LlavaNextForConditionalGeneration: (LlavoltaNextForConditionalGeneration, LlavoltaNextModel, LlavoltaNextConfig),
+}
+
+
+def pool_visual_tokens(
+    model: PreTrainedModel,
+    *,
+    pool_layer: int = 2,
+    pool_stride: int = 8,
+    pool: str = "avg1d",
+    pool_grid: tuple[int, int] | None = None,
+) -> PreTrainedModel:
+    """Makes a loaded LLaVA or LLaVA-NeXT pool its visual tokens. Its weights stay where they are.
+
+    Args:
+        model: With a Llama language model; changed in place.
+        pool_layer, pool_stride, pool, pool_grid: As in [`LlavoltaTextConfig`].
+
+    Returns:
+        `model`, now of one of the classes of this module; it saves and loads as such.
+
+    Raises:
+        ValueError: If the model is of another class, or a setting is not possible.
+    """
+    if type(model) not in _POOLED_CLASSES or type(model.config.get_text_config()) is not LlamaConfig:
+        raise ValueError(
+            "Pooling needs a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration` with a Llama "
+            f"language model, got {type(model).__name__} with {type(model.config.get_text_config()).__name__}."
+        )
+    settings = {"pool_layer": pool_layer, "pool_stride": pool_stride, "pool": pool, "pool_grid": pool_grid}
+    model_class, base_class, config_class = _POOLED_CLASSES[type(model)]
+    _convert_config(copy.deepcopy(model.config), config_class, settings)  # raises before anything has changed
+    _convert_config(model.config, config_class, settings)
+    model.__class__, model.model.__class__ = model_class, base_class
+    model.model.language_model.__class__ = LlavoltaTextModel
+    return model
+
+
+def _convert_config(config: PreTrainedConfig, config_class: type[PreTrainedConfig], settings: dict[str, Any]) -> None:
+    """Changes the class of the objects: every layer of a model holds on to its configuration."""
+    config.__class__, config.text_config.__class__ = config_class, LlavoltaTextConfig
+    for name, value in settings.items():
+        setattr(config.text_config, name, value)
+    config.validate_pooling()
+
+
+def _offsets(config: LlavoltaTextConfig, length: int) -> torch.Tensor:
+    return image_offsets(length, stride=config.pool_stride, pool=config.pool, grid=config.pool_grid)
+
+
+def _pooled(config: LlavoltaTextConfig, features: torch.Tensor) -> torch.Tensor:
+    """Features of one image, `(tokens, width)`, averaged group by group."""
+    offsets = _offsets(config, len(features)).to(features.device)
+    return TokenGroups.from_offsets(offsets[None]).mean(features[None])[0]
+
+
+__all__ = [
+    "LlavoltaForConditionalGeneration",
+    "LlavoltaModel",
+    "LlavoltaNextForConditionalGeneration",
+    "LlavoltaNextModel",
+    "pool_visual_tokens",
+]
