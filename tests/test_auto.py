@@ -43,16 +43,17 @@ def test_the_classes_of_clip_keep_their_own_models():
 
 
 @pytest.mark.parametrize("models_loaded_before", [False, True])
-def test_the_tower_shares_the_key_conversions_of_clip_whenever_it_is_registered(monkeypatch, models_loaded_before):
+def test_classes_share_the_key_conversions_of_their_originals(monkeypatch, models_loaded_before):
     aliases = dict(conversion_mapping._MODEL_TO_CONVERSION_PATTERN)
-    aliases.pop("ComNeckVisionModel", None)
+    for name in auto.CONVERSIONS:
+        aliases.pop(name, None)
     monkeypatch.setattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", aliases)
     monkeypatch.setattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", set())
     monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", None)
     if models_loaded_before:
         assert conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel") is None
     auto.register()
-    (ours,) = conversion_mapping.get_checkpoint_conversion_mapping("ComNeckVisionModel")
-    (clips,) = conversion_mapping.get_checkpoint_conversion_mapping("CLIPVisionModel")
-    assert repr(ours) == repr(clips)
-    assert {"ComNeckVisionModel"} == conversion_mapping.USER_REGISTERED_MAPPINGS
+    for name, original in auto.CONVERSIONS.items():
+        ours, theirs = map(conversion_mapping.get_checkpoint_conversion_mapping, (name, original))
+        assert repr(ours) == repr(theirs) != "None"
+    assert set(auto.CONVERSIONS) == conversion_mapping.USER_REGISTERED_MAPPINGS

@@ -208,6 +208,34 @@ def classify(
 
 @app.command()
 @one_line_errors
+def ask(
+    bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file, or a folder of them.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help='Such as "what is in the picture?".')],
+    llava: Annotated[str, typer.Option("--llava", help="LLaVA that answers: folder or Hub id.")],
+    model: ModelOption = DEFAULT_MODEL,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a multimodal LLM about .cnk files, straight from their latents.
+
+    A LLaVA that was trained on pixels gets the tower of --model, whose neck must have been made for its CLIP.
+    """
+    from .commands.ask import answer_files, load_llava
+    from .commands.files import BITSTREAM_SUFFIX, find_files
+
+    paths = [path for path, _ in find_files([bitstream], suffixes=[BITSTREAM_SUFFIX])]
+    language_model, processor = load_llava(llava, model, **placement(device, dtype))
+    results = in_batches(
+        paths, batch_size, lambda batch: answer_files(language_model, processor, batch, question), quiet
+    )
+    report(results, lambda result: f"{result.input}  {result.answer}", quiet, as_json)
+
+
+@app.command()
+@one_line_errors
 def info(
     bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file.")],
     model: ModelOption = DEFAULT_MODEL,

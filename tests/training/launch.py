@@ -17,7 +17,15 @@ from comneck_hf.training.arguments import parse_arguments
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-ARGUMENTS = {"train_clip": "ClipArguments", "train_codec": "CodecArguments", "train_comneck": "ComNeckArguments"}
+ARGUMENTS = {
+    "train_clip": "ClipArguments",
+    "train_codec": "CodecArguments",
+    "train_comneck": "ComNeckArguments",
+    "train_llava": "LlavaArguments",
+    "train_llavolta": "LlavoltaArguments",
+    "evaluate_mllm": "Arguments",
+    "benchmark_llavolta": "Arguments",
+}
 # One process imports everything; the others are forked from it and start at once.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["accelerate", "datasets", "comneck_hf.training.latents", "comneck_hf.training.loop"])

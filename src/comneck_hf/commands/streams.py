@@ -38,6 +38,7 @@ class FileResult:
         width: Width, likewise.
         bpp: Bits of the bitstream per pixel of the picture.
         labels: The most probable labels, best first.
+        answer: To the question that was asked.
         error: Why there is no result.
     """
 
@@ -48,6 +49,7 @@ class FileResult:
     width: int | None = None
     bpp: float | None = None
     labels: tuple[Label, ...] | None = None
+    answer: str | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 
-__all__ = ["plot_rate_accuracy", "plot_rate_distortion", "save_label_figure"]
+__all__ = ["plot_answers", "plot_rate_accuracy", "plot_rate_distortion", "plot_speedups", "save_label_figure"]
 
 _BAR_COLOR, _HIGHLIGHT_COLOR = "#9db7d5", "#1f5a96"
 
@@ -101,5 +101,65 @@ def plot_rate_accuracy(
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.xaxis.set_minor_formatter("{x:.0f}")
     axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    figure.savefig(path)
+
+
+def plot_answers(rows: Sequence[Mapping[str, object]], path: str | Path, *, tasks: Mapping[str, str]) -> None:
+    """Draws right answers over bytes, one panel per task, with 95 % intervals.
+
+    Args:
+        rows: Each with `source`, `scenario`, `bytes_per_picture`, and per task `accuracy` and `interval` in percent;
+            the source `"original"` has no bytes and is drawn as a line.
+        path: Where to write; the suffix chooses the format.
+        tasks: Titles of the panels by the name of the task.
+    """
+    figure = Figure(figsize=(5.4 * len(tasks), 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    curves: dict[str, list[Mapping[str, object]]] = {}
+    for row in rows:
+        name = row["scenario"] if row["source"] == "latents" else row["source"]
+        if name not in ("original", "reconstruction") or row.get("scenario") in (None, "d1"):
+            curves.setdefault(str(name), []).append(row)
+    for axis, (task, title) in zip(axes, tasks.items(), strict=True):
+        for name, curve in curves.items():
+            if name == "original":
+                axis.axhline(curve[0][task]["accuracy"], color="black", lw=1, ls="--", label="original pictures")
+                continue
+            curve = sorted(curve, key=lambda row: row["bytes_per_picture"])
+            values = np.array([row[task]["accuracy"] for row in curve])
+            low, high = np.array([row[task]["interval"] for row in curve]).T
+            rates = [row["bytes_per_picture"] for row in curve]
+            axis.errorbar(rates, values, yerr=(values - low, high - values), fmt="o-", ms=4, capsize=2, label=name)
+        axis.set(xscale="log", title=title, xlabel="bytes per picture, whole files", ylabel="right answers in %")
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_formatter("{x:.0f}")
+        axis.grid(alpha=0.3, which="both")
+    axes[-1].legend()
+    figure.savefig(path)
+
+
+def plot_speedups(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Draws how much faster pooling makes prefill and training, over the paper's compression ratio.
+
+    Args:
+        rows: Of `measure_pooling`.
+        path: Where to write; the suffix chooses the format.
+    """
+    figure = Figure(figsize=(6.2, 4.4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for value, mark, name in (
+        ("token_layers_ratio", "k--", "tokens times layers, with text"),
+        ("prefill_speedup", "o-", "prefill"),
+        ("training_speedup", "s-", "training step"),
+    ):
+        points = sorted((row["compression_ratio"], row[value]) for row in rows)
+        axis.plot(*zip(*points, strict=True), mark, ms=4, label=name)
+    for row in rows:
+        place = (row["compression_ratio"], row["prefill_speedup"])
+        text = f"K={row['pool_layer']:.0f}, S={row['pool_stride']:.0f}"
+        axis.annotate(text, place, textcoords="offset points", xytext=(4, -10), fontsize=7)
+    axis.set(xlabel="compression ratio of visual tokens", ylabel="times faster than without pooling")
+    axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path)

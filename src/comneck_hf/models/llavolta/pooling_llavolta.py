@@ -114,17 +114,20 @@ class TokenGroups:
         return pooled.gather(1, self.group[..., None].expand(-1, -1, pooled.shape[2]))
 
 
-def compression_ratio(num_layers: int, num_tokens: int, *, pool_layer: int, pool_stride: int) -> float:
-    """Visual tokens times layers without pooling, over the same with it (LLaVolta, figure 2). 1.0 is no pooling.
+def compression_ratio(
+    num_layers: int, num_tokens: int, *, pool_layer: int, pool_stride: int, text_tokens: int = 0
+) -> float:
+    """Tokens times layers without pooling, over the same with it (LLaVolta, figure 2). 1.0 is no pooling.
 
     Args:
         num_layers: Layers of the language model, N.
         num_tokens: Visual tokens of an image, L.
         pool_layer: K.
         pool_stride: S, in tokens that become one.
+        text_tokens: Tokens that stay; the paper counts visual ones only.
     """
-    pooled = math.ceil(num_tokens / pool_stride)
-    return num_layers * num_tokens / ((num_layers - pool_layer) * pooled + pool_layer * num_tokens)
+    whole, pooled = num_tokens + text_tokens, math.ceil(num_tokens / pool_stride) + text_tokens
+    return num_layers * whole / ((num_layers - pool_layer) * pooled + pool_layer * whole)
 
 
 __all__ = ["TokenGroups", "compression_ratio", "image_offsets", "sequence_offsets"]
