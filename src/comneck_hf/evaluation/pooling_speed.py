@@ -1,11 +1,12 @@
 """What pooling visual tokens saves: prefill time, cache, and training time of a Llama against layer and stride."""
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import Cache, CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from ..models.llavolta.configuration_llavolta import LlavoltaConfig
 from ..models.llavolta.modeling_llavolta import LlavoltaForConditionalGeneration
@@ -25,6 +26,41 @@ def random_llava(text_config: LlamaConfig) -> LlavoltaForConditionalGeneration:
     return LlavoltaForConditionalGeneration(LlavoltaConfig(**config.to_dict()))
 
 
+class PooledPrompt:
+    """One prompt with one image, run at any setting.
+
+    Args:
+        llava: With random weights.
+        visual_tokens: Of the image, between the two halves of the text.
+        text_tokens: In training those behind the image are labels.
+    """
+
+    def __init__(self, llava: LlavoltaForConditionalGeneration, *, visual_tokens: int, text_tokens: int) -> None:
+        config, half = llava.config.text_config, text_tokens // 2
+        self.llava = llava
+        self.image = torch.randn(visual_tokens, config.hidden_size)
+        text = torch.randint(3, config.vocab_size - 1, (1, text_tokens))
+        placeholders = torch.full((1, visual_tokens), llava.config.image_token_id)
+        self.input_ids = torch.cat([text[:, :half], placeholders, text[:, half:]], dim=1)
+        self.labels = self.input_ids.clone()
+        self.labels[:, : half + visual_tokens] = -100
+
+    @torch.no_grad()
+    def prefill(self, setting: tuple[int, int]) -> Cache:
+        """Reads the prompt as generation does; returns the cache."""
+        return self._run(setting, use_cache=True, logits_to_keep=1).past_key_values
+
+    def train(self, setting: tuple[int, int]) -> None:
+        """Forward and backward pass."""
+        self._run(setting, labels=self.labels, use_cache=False).loss.backward()
+        self.llava.zero_grad()
+
+    def _run(self, setting: tuple[int, int], **options: Any) -> ModelOutput:
+        self.llava.set_visual_pooling(*setting)
+        features = BaseModelOutputWithPooling(pooler_output=[self.image])
+        return self.llava(input_ids=self.input_ids, mm_encoder_outputs={"image": features}, **options)
+
+
 def measure_pooling(
     llava: LlavoltaForConditionalGeneration,
     settings: list[tuple[int, int]],
@@ -33,69 +69,41 @@ def measure_pooling(
     text_tokens: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Times and cache sizes of one prompt with one image, side by side.
+    """Times and cache sizes of one prompt, side by side.
 
     Args:
         llava: With random weights.
         settings: Pairs of layer and stride; the first is what the others are compared with.
-        visual_tokens: Of the image.
-        text_tokens: Half of them before, half behind it; in training those behind are labels.
+        visual_tokens, text_tokens: As in [`PooledPrompt`].
         repeats: Counted rounds; a round runs all settings.
 
     Returns:
         Sizes, and for each setting: compression ratio by the formula, cache in bytes, seconds of a prefill and of a
-        training step (forward and backward), and their ratios to the first.
+        training step (forward and backward), and how many times faster than the first they are.
     """
     config = llava.config.text_config
-    image = torch.randn(visual_tokens, config.hidden_size)
-    half = text_tokens // 2
-    text = torch.randint(3, config.vocab_size - 1, (1, text_tokens))
-    placeholders = torch.full((1, visual_tokens), llava.config.image_token_id)
-    input_ids = torch.cat([text[:, :half], placeholders, text[:, half:]], dim=1)
-    labels = input_ids.clone()
-    labels[:, : half + visual_tokens] = -100
-
-    def inputs() -> dict[str, Any]:
-        return {
-            "input_ids": input_ids,
-            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=[image])},
-        }
-
-    def prefill(layer: int, stride: int) -> Any:
-        llava.set_visual_pooling(layer, stride)
-        with torch.no_grad():
-            return llava(**inputs(), use_cache=True, logits_to_keep=1)
-
-    def train(layer: int, stride: int) -> None:
-        llava.set_visual_pooling(layer, stride)
-        llava(**inputs(), labels=labels, use_cache=False).loss.backward()
-        llava.zero_grad()
-
-    names = {setting: f"{setting[0]}, {setting[1]}" for setting in settings}
-    tasks = {f"prefill {names[s]}": (lambda s=s: prefill(*s)) for s in settings}
-    tasks |= {f"train {names[s]}": (lambda s=s: train(*s)) for s in settings}
-    seconds = interleaved_medians(tasks, repeats=repeats, clock=time.process_time)
-    rows, sizes = [], (config.num_hidden_layers, visual_tokens)
-    for layer, stride in settings:
-        name, reference = names[layer, stride], names[settings[0]]
+    prompt = PooledPrompt(llava, visual_tokens=visual_tokens, text_tokens=text_tokens)
+    tasks = {f"prefill {setting}": partial(prompt.prefill, setting) for setting in settings}
+    tasks |= {f"train {setting}": partial(prompt.train, setting) for setting in settings}
+    seconds = interleaved_medians(tasks, repeats=repeats)
+    sizes, rows = (config.num_hidden_layers, visual_tokens), []
+    for setting in settings:
+        pooling = {"pool_layer": setting[0], "pool_stride": setting[1]}
+        prefill, training = seconds[f"prefill {setting}"], seconds[f"train {setting}"]
         rows.append(
             {
-                "pool_layer": layer,
-                "pool_stride": stride,
-                "compression_ratio": compression_ratio(*sizes, pool_layer=layer, pool_stride=stride),
-                "token_layers_ratio": compression_ratio(
-                    *sizes, pool_layer=layer, pool_stride=stride, text_tokens=text_tokens
-                ),
-                "cache_bytes": _cache_bytes(prefill(layer, stride).past_key_values),
-                "prefill_seconds": seconds[f"prefill {name}"],
-                "prefill_speedup": seconds[f"prefill {reference}"] / seconds[f"prefill {name}"],
-                "training_seconds": seconds[f"train {name}"],
-                "training_speedup": seconds[f"train {reference}"] / seconds[f"train {name}"],
+                **pooling,
+                "compression_ratio": compression_ratio(*sizes, **pooling),
+                "token_layers_ratio": compression_ratio(*sizes, **pooling, text_tokens=text_tokens),
+                "cache_bytes": _cache_bytes(prompt.prefill(setting)),
+                "prefill_seconds": prefill,
+                "prefill_speedup": seconds[f"prefill {settings[0]}"] / prefill,
+                "training_seconds": training,
+                "training_speedup": seconds[f"train {settings[0]}"] / training,
             }
         )
-    parameters = sum(parameter.numel() for parameter in llava.model.language_model.parameters())
     return {
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in llava.model.language_model.parameters()),
         "layers": config.num_hidden_layers,
         "visual_tokens": visual_tokens,
         "text_tokens": text_tokens,
@@ -105,8 +113,8 @@ def measure_pooling(
     }
 
 
-def _cache_bytes(cache: Any) -> int:
+def _cache_bytes(cache: Cache) -> int:
     return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
 
-__all__ = ["measure_pooling", "random_llava"]
+__all__ = ["PooledPrompt", "measure_pooling", "random_llava"]
