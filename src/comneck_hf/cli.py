@@ -316,6 +316,26 @@ app.command()(hub.push)
 
 @app.command()
 @one_line_errors
+def complexity(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A ComNeck model; the paper's sizes if left out.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count parameters and multiply-adds of ComNeck and of what it replaces, part by part, without weights."""
+    from . import ComNeckConfig
+    from .commands.loading import load_model_config
+    from .evaluation.complexity import complexity_table, count_complexity, system_totals
+
+    counts = count_complexity(ComNeckConfig() if model is None else load_model_config(model))
+    if as_json:
+        print_json({"parts": counts, "systems": system_totals(counts)})
+    else:
+        typer.echo(complexity_table(counts, is_paper_size=model is None))
+
+
+@app.command()
+@one_line_errors
 def env(as_json: JsonOption = False) -> None:
     """Show versions, processor, threads and the executor of the integer networks, for bug reports."""
     from .commands.reports import environment_facts, environment_text

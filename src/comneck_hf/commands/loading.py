@@ -20,7 +20,14 @@ from ..hub.publish import network_errors
 
 ModelT = TypeVar("ModelT", ComNeckModel, ElicModel)
 
-__all__ = ["load_codec", "load_image_processor", "load_model", "resolve_device", "resolve_model"]
+__all__ = [
+    "load_codec",
+    "load_image_processor",
+    "load_model",
+    "load_model_config",
+    "resolve_device",
+    "resolve_model",
+]
 
 
 def resolve_model(name: str) -> str:
@@ -84,10 +91,20 @@ def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         ValueError: If it is no ComNeck model.
         OSError: If there is no model.
     """
-    path, config = _load_config(name)
+    return _load_weights(ComNeckModel, resolve_model(name), load_model_config(name), dtype).to(device)
+
+
+def load_model_config(name: str) -> ComNeckConfig:
+    """The configuration of a complete model; `name` as in `resolve_model`.
+
+    Raises:
+        ValueError: If it is no ComNeck model.
+        OSError: If there is no model.
+    """
+    _, config = _load_config(name)
     if not isinstance(config, ComNeckConfig):
         raise ValueError(f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck model.")
-    return _load_weights(ComNeckModel, path, config, dtype).to(device)
+    return config
 
 
 def _load_config(name: str) -> tuple[str, PreTrainedConfig]:
