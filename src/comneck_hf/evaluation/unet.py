@@ -45,7 +45,6 @@ class PostProcessingUNet(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures `(batch, 3, height, width)` to pictures of the same shape; sides in multiples of 2 per level.
 
-
         Raises:
             ValueError: If a side is not.
         """
