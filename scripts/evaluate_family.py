@@ -4,7 +4,7 @@ python scripts/evaluate_family.py --models runs/tiny/d?-q?/model --clip comneck-
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 import comneck_hf
-from comneck_hf.evaluation.curves import values_at_equal_bytes
+from comneck_hf.evaluation.curves import bd_rate, values_at_equal_bytes
 from comneck_hf.evaluation.plots import plot_rate_accuracy
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_codec
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
@@ -78,6 +78,17 @@ def compare(curves: dict[str, list[Any]]) -> list[dict[str, float]] | str:
         return str(error)
 
 
+def savings(curves: dict[str, list[Any]]) -> dict[str, dict[str, float | str] | str]:
+    """BD-rate of every scenario against the decoded pictures of d1, or why there is none."""
+    found: dict[str, dict[str, float | str] | str] = {}
+    for name in sorted(set(curves) - {"reconstruction"}):
+        try:
+            found[name] = asdict(bd_rate(curves["reconstruction"], curves[name]))
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
 def main(args: Arguments) -> None:
     rows = measure(args)
     accuracy = collect_curves(rows, "latents_top1", decoded="decoded_top1")
@@ -92,6 +103,7 @@ def main(args: Arguments) -> None:
         "models": rows,
         "top1_at_equal_bytes": compare(accuracy),
         "psnr_at_equal_bytes": compare(seen),
+        "bd_rate_against_reconstruction": savings(accuracy) if "reconstruction" in accuracy else {},
     }
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot_rate_accuracy(accuracy, args.figure, original=rows[0]["original_top1"])

@@ -1,8 +1,9 @@
 import math
+import sys
 
 import pytest
 
-from comneck_hf.evaluation.curves import common_rates, value_at, values_at_equal_bytes
+from comneck_hf.evaluation.curves import bd_rate, common_rates, value_at, values_at_equal_bytes
 
 
 def test_values_are_linear_in_the_logarithm_of_the_rate():
@@ -29,3 +30,37 @@ def test_curves_are_compared_where_all_of_them_are():
 def test_curves_without_a_common_rate_are_refused():
     with pytest.raises(ValueError, match=r"\['a', 'b'\] have no rate in common"):
         common_rates({"a": [(1, 0.0), (2, 0.0)], "b": [(3, 0.0), (4, 0.0)]})
+
+
+@pytest.mark.parametrize("method", ["pchip", "akima", "cubic"])
+def test_bd_rate_of_a_curve_moved_by_a_fifth_is_a_fifth(method):
+    anchor = [(100, 60.0), (200, 66.0), (400, 69.0), (800, 70.0)]
+    found = bd_rate(anchor, [(0.8 * rate, value) for rate, value in reversed(anchor)], method=method)
+    assert found.percent == pytest.approx(-20, abs=1e-6)
+    assert (found.low, found.high, found.method) == (60, 70, method)
+
+
+def test_bd_rate_is_taken_over_common_values_only():
+    """In log-rate, two straight lines that are apart by a factor of 2 where both are."""
+    found = bd_rate([(100, 60.0), (400, 70.0)], [(400, 65.0), (1600, 75.0)])
+    assert (found.low, found.high) == (65, 70)
+    assert found.percent == pytest.approx(100, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ([(100, 71.0), (200, 80.0)], "no value in common: one starts at 71, one ends at 70"),
+        ([(100, 61.0), (200, 61.0)], r"the test curve has \[61.0, 61.0\]"),
+        ([(100, 61.0)], "the test curve has"),
+    ],
+)
+def test_curves_that_bd_rate_cannot_compare_are_refused(test, message):
+    with pytest.raises(ValueError, match=message):
+        bd_rate([(100, 60.0), (400, 70.0)], test)
+
+
+def test_bd_rate_without_its_package_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bjontegaard", None)
+    with pytest.raises(ImportError, match=r"comneck_hf\[eval\]"):
+        bd_rate([(1, 1.0), (2, 2.0)], [(1, 1.0), (2, 2.0)])

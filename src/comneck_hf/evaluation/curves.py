@@ -1,11 +1,12 @@
 """Curves over the rate, compared at equal bytes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 
-__all__ = ["common_rates", "value_at", "values_at_equal_bytes"]
+__all__ = ["BdRate", "bd_rate", "common_rates", "value_at", "values_at_equal_bytes"]
 
 Curve = Sequence[tuple[float, float]]
 
@@ -47,3 +48,58 @@ def values_at_equal_bytes(curves: Mapping[str, Curve], *, count: int = 5) -> lis
         {"rate": rate, **{name: value_at(curve, rate) for name, curve in curves.items()}}
         for rate in common_rates(curves, count=count)
     ]
+
+
+@dataclass(frozen=True)
+class BdRate:
+    """Bjontegaard's average difference of rates at equal values.
+
+    Attributes:
+        percent: Negative where the tested curve needs fewer bytes.
+        low, high: Values between which both curves lie, over which it is averaged.
+        method: How the curves were interpolated.
+    """
+
+    percent: float
+    low: float
+    high: float
+    method: str
+
+
+def bd_rate(anchor: Curve, test: Curve, *, method: str = "pchip") -> BdRate:
+    """How many more bytes `test` needs than `anchor` for the same value, on average (Bjontegaard, VCEG-M33).
+
+    Args:
+        anchor, test: Pairs of a rate and a value (accuracy, PSNR) that grows with it; two or more, four for `"cubic"`.
+        method: `"pchip"`, `"akima"` or `"cubic"`, over the logarithm of the rate.
+
+    Raises:
+        ImportError: Without the extra `eval`.
+        ValueError: If a value does not grow with the rate, or the curves have no value in common.
+    """
+    try:
+        import bjontegaard
+    except ImportError as error:
+        raise ImportError('BD-rate needs an extra: pip install "comneck_hf[eval]"') from error
+    (anchor_rates, anchor_values), (test_rates, test_values) = (np.array(sorted(curve)).T for curve in (anchor, test))
+    for name, values in (("anchor", anchor_values), ("test", test_values)):
+        if len(values) < 2 or np.any(np.diff(values) <= 0):
+            raise ValueError(
+                f"BD-rate needs values that grow with the rate, the {name} curve has {values.tolist()}. Measure more "
+                "pictures or leave out what is within the noise."
+            )
+    low, high = max(anchor_values[0], test_values[0]), min(anchor_values[-1], test_values[-1])
+    if low >= high:
+        raise ValueError(
+            f"The curves have no value in common: one starts at {low:.4g}, one ends at {high:.4g}. Add rates."
+        )
+    percent = bjontegaard.bd_rate(
+        anchor_rates,
+        anchor_values,
+        test_rates,
+        test_values,
+        method=method,
+        require_matching_points=False,
+        min_overlap=0,
+    )
+    return BdRate(percent=float(percent), low=float(low), high=float(high), method=method)
