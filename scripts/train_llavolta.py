@@ -36,7 +36,8 @@ def main(args: LlavoltaArguments) -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     set_seed(args.seed)
-    model = AutoModelForImageTextToText.from_pretrained(args.model)
+    # Weights are stored in half precision; the optimizer needs them in float32, `--bf16` is for the products.
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     if not hasattr(model, "set_visual_pooling"):
         comneck_hf.pool_visual_tokens(model, pool_stride=1)
     if args.lora_rank:

@@ -120,13 +120,17 @@ def test_any_llava_is_fine_tuned_with_a_schedule(trained, chats, tmp_path, lora_
     log = json.loads((tmp_path / "tuned" / "log.json").read_text())["log_history"]
     assert [entry["pool_stride"] for entry in log[:6]] == [8, 8, 8, 8, 2, 2]
     assert [entry["pool_layer"] for entry in log[:6]] == [1, 1, 2, 2, 2, 2]
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned" / "model")
+    assert type(model) is LlavoltaForConditionalGeneration
+    assert (model.config.text_config.pool_layer, model.config.text_config.pool_stride) == (2, 2)
+    before = AutoModelForImageTextToText.from_pretrained(trained).state_dict()
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert "model.language_model.layers.3.mlp.up_proj.weight" in changed
+    assert not any("vision_tower" in name for name in changed)
     if lora_rank:
-        adapters = load_file(tmp_path / "tuned" / "model" / "adapter_model.safetensors")
-        assert adapters and all("language_model" in name and "vision_tower" not in name for name in adapters)
-    else:
-        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned" / "model")
-        assert type(model) is LlavoltaForConditionalGeneration
-        assert (model.config.text_config.pool_layer, model.config.text_config.pool_stride) == (2, 2)
+        assert all(name.endswith("_proj.weight") and "language_model" in name for name in changed)
+        adapters = load_file(tmp_path / "tuned" / "adapter" / "adapter_model.safetensors")
+        assert adapters and all("language_model" in name for name in adapters)
 
 
 def test_towers_and_strides_are_measured(trained, data_folder, shapes_folder, tmp_path):

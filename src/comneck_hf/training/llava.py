@@ -159,7 +159,7 @@ def train_llava(
     """Trains the parameters that want gradients, with the vision tower frozen, and saves the model with its processor.
 
     A run that was interrupted goes on from the last checkpoint in `args.output_dir`, if there is one, to the same
-    weights; the result goes to `args.output_dir/model`.
+    weights; the whole result goes to `args.output_dir/model`, PEFT's adapters to `adapter` beside it.
 
     Args:
         model: A LLaVA, plain or inside PEFT.
@@ -182,6 +182,9 @@ def train_llava(
     last = last_checkpoint(args.output_dir)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     folder = Path(args.output_dir, "model")
+    if not isinstance(model, PreTrainedModel):
+        trainer.save_model(str(folder.with_name("adapter")))
+        trainer.model = model.merge_and_unload()
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         processor.save_pretrained(folder)
