@@ -86,7 +86,7 @@ def measure_towers(
     rows = [{"source": "original", **scores(llava, processor, original, tasks)}]
     for folder in args.models:
         comneck = ComNeckModel.from_pretrained(folder).eval()
-        attached = comneck_hf.attach_vision_tower(copy.deepcopy(llava), copy.deepcopy(comneck.vision_model))
+        attached = comneck_hf.attach_vision_tower(copy.deepcopy(llava), comneck.vision_model)
         latents, decoded, rates = {}, {}, []
         for name, task in tasks.items():
             latents[name], pictures, rate = coded_features(attached, comneck, task.pictures)

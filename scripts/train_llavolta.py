@@ -38,7 +38,7 @@ def main(args: LlavoltaArguments) -> None:
     set_seed(args.seed)
     # Weights are stored in half precision; the optimizer needs them in float32, `--bf16` is for the products.
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
-    if not hasattr(model, "set_visual_pooling"):
+    if model.config.model_type not in ("llavolta", "llavolta_next"):
         comneck_hf.pool_visual_tokens(model, pool_stride=1)
     if args.lora_rank:
         model = with_adapters(model, args.lora_rank)

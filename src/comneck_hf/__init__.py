@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .coding.bitstream import BITSTREAM_VERSION, Bitstream, BitstreamError
-    from .integrations.llava import ImageFeatures, attach_vision_tower, image_features
+    from .integrations.llava import ImageFeatures, attach_vision_tower, image_features, llava_next_processor
     from .models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
     from .models.comneck.image_processing_comneck import ComNeckImageProcessor
     from .models.comneck.image_processing_pil_comneck import ComNeckImageProcessorPil
@@ -66,6 +66,7 @@ _MODULES = {
     "TransformNeck": ".models.comneck.neck_comneck",
     "attach_vision_tower": ".integrations.llava",
     "image_features": ".integrations.llava",
+    "llava_next_processor": ".integrations.llava",
     "pool_visual_tokens": ".models.llavolta.modeling_llavolta",
 }
 
@@ -134,6 +135,7 @@ __all__ = [
     "__version__",
     "attach_vision_tower",
     "image_features",
+    "llava_next_processor",
     "pool_visual_tokens",
     "pretrained",
 ]

@@ -10,8 +10,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    PreTrainedModel,
     conversion_mapping,
 )
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
 from .models.comneck.image_processing_comneck import ComNeckImageProcessor
@@ -71,6 +73,9 @@ def register() -> None:
         AutoProcessor.register(config_class, ComNeckProcessor, exist_ok=True)
     for name, original in CONVERSIONS.items():
         _register_conversions(name, original)
+    for model_class in (LlavoltaTextModel, *(model for models in LLAVOLTA_MODELS.values() for model in models)):
+        # Filled in `__init__`, which models that become one of these by `pool_visual_tokens` do not run.
+        _CAN_RECORD_REGISTRY.setdefault(str(model_class), model_class._can_record_outputs)
 
 
 def _register_conversions(name: str, original: str) -> None:
@@ -88,7 +93,12 @@ def _register_conversions(name: str, original: str) -> None:
         conversion_mapping.register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
 
 
+def forget_weight_conversions(model: PreTrainedModel) -> None:
+    """Saves a model under the names of its present parts, not of those that it was loaded with."""
+    model._weight_conversions = None
+
+
 register()
 
 
-__all__ = ["CONVERSIONS", "LLAVOLTA_MODELS", "MODELS", "register"]
+__all__ = ["CONVERSIONS", "LLAVOLTA_MODELS", "MODELS", "forget_weight_conversions", "register"]

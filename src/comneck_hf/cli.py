@@ -212,7 +212,10 @@ def ask(
     bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file, or a folder of them.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help='Such as "what is in the picture?".')],
     llava: Annotated[str, typer.Option("--llava", help="LLaVA that answers: folder or Hub id.")],
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="ComNeck to attach to a LLaVA that was trained on pixels.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.float32,
@@ -229,7 +232,10 @@ def ask(
     paths = [path for path, _ in find_files([bitstream], suffixes=[BITSTREAM_SUFFIX])]
     language_model, processor = load_llava(llava, model, **placement(device, dtype))
     results = in_batches(
-        paths, batch_size, lambda batch: answer_files(language_model, processor, batch, question), quiet
+        paths,
+        batch_size,
+        lambda batch: answer_files(language_model, processor, batch, question, max_new_tokens=max_new_tokens),
+        quiet,
     )
     report(results, lambda result: f"{result.input}  {result.answer}", quiet, as_json)
 

@@ -2,12 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, CLIPModel
 
-from comneck_hf import BitstreamError, ComNeckImageProcessor, ComNeckProcessor, attach_vision_tower, pretrained
-from comneck_hf.models.comneck.processing_comneck import load_codec
+from comneck_hf import (
+    BitstreamError,
+    ComNeckForZeroShotImageClassification,
+    ComNeckImageProcessor,
+    ComNeckProcessor,
+    attach_vision_tower,
+    pretrained,
+)
+from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 
 
 @pytest.fixture
@@ -60,6 +68,12 @@ def test_saving_and_printing_leave_the_codec_alone(ours, tmp_path, photos):
     assert reloaded.compress(photos[:1]) == ours.compress(photos[:1])
 
 
+def test_a_picture_as_high_as_latents_have_channels_is_a_picture(ours, photos):
+    picture = np.array(photos[0].resize((100, ours.latent_channels)))
+    assert picture.shape[0] == ours.latent_channels
+    assert ours(text="<image>", images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 128, 128)
+
+
 def test_wrong_images_are_named(ours, photos, tmp_path):
     bitstream = ours.compress(photos[:1])[0]
     with pytest.raises(BitstreamError, match="checksum"):
@@ -70,6 +84,13 @@ def test_wrong_images_are_named(ours, photos, tmp_path):
         ours(text="<image>", images=str(tmp_path / "missing.cnk"), return_tensors="pt")
     with pytest.raises(ValueError, match="is not base64"):
         ours(text="<image>", images="data:application/x-comneck;base64,@@", return_tensors="pt")
+    with pytest.raises(ValueError, match="is not base64"):
+        ours(text="<image>", images="data:application/x-comneck;base64,\u00fc", return_tensors="pt")
+    with pytest.raises(ValueError, match="fetch URLs yourself"):
+        ours(text="<image>", images="https://example.org/photo.cnk", return_tensors="pt")
+    for images in ([], [bitstream]):
+        with pytest.raises(ValueError, match="at least one, and none that is a bitstream"):
+            ours.compress(images)
     with pytest.raises(ValueError, match="latents of 4x6, but the tower takes 8x8"):
         ours(text="<image>", images=torch.zeros(ours.latent_channels, 4, 6), return_tensors="pt")
     with pytest.raises(ValueError, match="2 <image> tokens and 1 images"):
@@ -83,10 +104,17 @@ def test_a_processor_without_a_codec_says_how_to_get_one(ours, photos):
         ours(text="<image>", images=bitstreams, return_tensors="pt")
 
 
-def test_the_codec_of_a_comneck_folder_loads_alone(comneck):
+def test_the_codec_loads_alone_from_every_folder_that_holds_one(comneck, tmp_path):
     folder = pretrained("comneck-tiny-d1-q2")
-    codec = load_codec(Path(folder))
+    codec = codec_from_pretrained(Path(folder))
     assert type(codec) is type(comneck.codec)
     picture = torch.rand(1, 3, 64, 64)
     assert codec.compress(picture) == comneck.compress(picture)
     assert type(AutoModel.from_pretrained(folder)) is type(comneck)
+    codec.save_pretrained(tmp_path / "codec")
+    assert codec_from_pretrained(tmp_path / "codec").compress(picture) == codec.compress(picture)
+    clip = CLIPModel.from_pretrained(pretrained("comneck-tiny-clip"))
+    ComNeckForZeroShotImageClassification.from_comneck_and_clip(comneck, clip).save_pretrained(tmp_path / "zero")
+    assert codec_from_pretrained(tmp_path / "zero").compress(picture) == codec.compress(picture)
+    with pytest.raises(ValueError, match="holds no model to take the codec from. Set `processor.codec`"):
+        codec_from_pretrained(tmp_path)

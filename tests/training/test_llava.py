@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -21,8 +22,9 @@ from typer.testing import CliRunner
 from comneck_hf import LlavoltaForConditionalGeneration, pretrained
 from comneck_hf.cli import app
 from comneck_hf.commands.ask import load_llava
+from comneck_hf.evaluation.answers import prompt_inputs
 from comneck_hf.training.conversations import conversation
-from comneck_hf.training.llava import last_checkpoint
+from comneck_hf.training.llava import CHAT_TEMPLATE, last_checkpoint
 from comneck_hf.training.visual_pooling import POOLING_SCHEDULES, PoolingStage, VisualPoolingCallback
 
 from .launch import launch, load_script, run_script
@@ -104,8 +106,12 @@ def chats(tmp_path):
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_any_llava_is_fine_tuned_with_a_schedule(trained, chats, tmp_path, lora_rank):
+    """From weights that are stored in half precision, as those of LLaVA are."""
+    half = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    AutoProcessor.from_pretrained(trained).save_pretrained(tmp_path / "half")
     options = {
-        "model": trained,
+        "model": tmp_path / "half",
         "data": chats,
         "pooling": "three-stage",
         "lora_rank": lora_rank,
@@ -123,7 +129,8 @@ def test_any_llava_is_fine_tuned_with_a_schedule(trained, chats, tmp_path, lora_
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned" / "model")
     assert type(model) is LlavoltaForConditionalGeneration
     assert (model.config.text_config.pool_layer, model.config.text_config.pool_stride) == (2, 2)
-    before = AutoModelForImageTextToText.from_pretrained(trained).state_dict()
+    assert model.dtype == torch.float32
+    before = half.float().state_dict()
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert "model.language_model.layers.3.mlp.up_proj.weight" in changed
     assert not any("vision_tower" in name for name in changed)
@@ -166,11 +173,42 @@ def test_files_are_asked_about_at_the_command_line(trained, tmp_path):
     llava, processor = load_llava(str(trained), "comneck-tiny-d1-q2", device="cpu", dtype=torch.float32)
     prompt = processor.apply_chat_template(conversation([("what is this?", None)]))
     inputs = processor(text=prompt, images=tmp_path / "photo.cnk", add_special_tokens=False, return_tensors="pt")
-    output = llava.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    output = llava.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert result["answer"] == processor.decode(output, skip_special_tokens=True).strip()
+    longer = runner.invoke(app, ["ask", str(tmp_path / "photo.cnk"), *question, "--max-new-tokens", "1"])
+    assert result["answer"].startswith(json.loads(longer.stdout)[0]["answer"])
     both = runner.invoke(app, ["ask", str(tmp_path), *question])
     assert both.exit_code == 1
     assert ["error" in one for one in json.loads(both.stdout)] == [True, False]
+
+
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [LLAVA_TEMPLATE, CHAT_TEMPLATE])
+def test_prompts_are_those_of_the_models_own_template(trained, template):
+    """A template like LLaVA 1.5's writes neither the first token nor the last words by itself."""
+    processor = AutoProcessor.from_pretrained(trained)
+    processor.chat_template = template
+    start = ("<s>", processor.tokenizer.bos_token_id)
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[start])
+    expected = processor.apply_chat_template(
+        conversation([("what?", None)]),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"images": [Image.new("RGB", (64, 64))]},
+    )
+    found = prompt_inputs(processor, ["what?", "what is it?"], [64, 64])
+    row = found["input_ids"][0][found["attention_mask"][0].bool()]
+    assert torch.equal(row, expected["input_ids"][0])
+    text = processor.decode(row).replace("<image>" * 64, "<image>")
+    assert text.startswith("<s>USER: <image>") and text.endswith("what? ASSISTANT:") and text.count("<s>") == 1
 
 
 def test_the_benchmark_of_pooling_is_written(tmp_path):
@@ -214,6 +252,9 @@ def test_wrong_schedules_and_models_are_refused(tmp_path):
     state = TrainerState(global_step=0, max_steps=4)
     with pytest.raises(ValueError, match="Linear does not pool visual tokens"):
         VisualPoolingCallback("heavy").on_step_begin(None, state, None, model=torch.nn.Linear(1, 1))
+    state, logs = TrainerState(global_step=0, max_steps=0, log_history=[{}]), {}
+    VisualPoolingCallback("heavy").on_log(None, state, None, logs=logs, model=torch.nn.Linear(1, 1))
+    assert logs == {}  # of an evaluation without training
 
 
 def test_checkpoints_that_were_cut_off_are_passed_over(tmp_path):

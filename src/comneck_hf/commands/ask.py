@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from .. import BitstreamError, ComNeckConfig, ComNeckProcessor, attach_vision_tower
+from .. import ComNeckConfig, ComNeckProcessor, attach_vision_tower
 from ..evaluation.answers import Question, generate_answers
 from ..integrations.llava import image_features
 from .loading import load_model, resolve_model
@@ -14,39 +14,51 @@ from .streams import FileResult
 
 __all__ = ["answer_files", "load_llava"]
 
+DEFAULT_TOWER = "comneck-tiny-d1-q2"
+
 
 def load_llava(
-    name: str, tower: str, *, device: torch.device | str, dtype: torch.dtype
+    name: str, tower: str | None, *, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, ComNeckProcessor]:
     """A LLaVA that reads bitstreams, and its processor.
 
     Args:
         name: Folder, Hub id or packaged name of the LLaVA.
-        tower: Of the ComNeck model to attach, where the LLaVA was trained on pixels.
+        tower: The ComNeck model to attach, where the LLaVA was trained on pixels; the packaged one by default.
         device, dtype: Of the model.
 
     Raises:
-        ValueError: If there is no such model, or the tower does not fit it.
+        ValueError: If there is no such model, the tower does not fit it, or it has one.
     """
     path = resolve_model(name)
     llava = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(path)
     if not isinstance(llava.config.vision_config, ComNeckConfig):
-        attach_vision_tower(llava, load_model(tower, device=device, dtype=dtype))
+        attach_vision_tower(llava, load_model(tower or DEFAULT_TOWER, device=device, dtype=dtype))
+    elif tower is not None:
+        raise ValueError(
+            f"{name!r} has a ComNeck tower; leave out --model, or give a LLaVA that was trained on pixels."
+        )
     return llava, ComNeckProcessor.for_llava(llava, processor)
 
 
 def answer_files(
-    llava: PreTrainedModel, processor: ComNeckProcessor, paths: list[Path], question: str
+    llava: PreTrainedModel,
+    processor: ComNeckProcessor,
+    paths: list[Path],
+    question: str,
+    *,
+    max_new_tokens: int,
 ) -> list[FileResult]:
-    """Asks the same about every file; a bad file never stops the others."""
-    results = []
+    """Asks the same about every file, together; a bad file never stops the others."""
+    features: dict[Path, torch.Tensor] = {}
+    errors: dict[Path, str] = {}
     for path in paths:
         try:
-            features = image_features(llava, bitstreams=[path.read_bytes()])
-        except (BitstreamError, ValueError, OSError) as error:
-            results.append(FileResult(input=str(path), error=str(error)))
-            continue
-        (answer,) = generate_answers(llava, processor, features.images, [Question(0, question, "")])
-        results.append(FileResult(input=str(path), answer=answer))
-    return results
+            (features[path],) = image_features(llava, bitstreams=[path.read_bytes()]).images
+        except (ValueError, OSError) as error:  # a `BitstreamError` is a `ValueError`
+            errors[path] = str(error)
+    questions = [Question(number, question, "") for number in range(len(features))]
+    answers = generate_answers(llava, processor, list(features.values()), questions, max_new_tokens=max_new_tokens)
+    found = dict(zip(features, answers, strict=True))
+    return [FileResult(input=str(path), answer=found.get(path), error=errors.get(path)) for path in paths]

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..integrations.llava import image_features
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..training.conversations import conversation
-
-
-MAX_ANSWER_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,19 @@ def coded_features(
     return features, torch.cat(decoded), num_bytes / len(pictures)
 
 
+def prompt_inputs(processor: ProcessorMixin, questions: Sequence[str], num_tokens: Sequence[int]) -> BatchEncoding:
+    """Left-padded `input_ids` and `attention_mask` of questions, each about an image of `num_tokens` tokens."""
+    tokenizer = processor.tokenizer
+    prompts = [
+        processor.apply_chat_template(conversation([(question, None)]), add_generation_prompt=True).replace(
+            processor.image_token, processor.image_token * count
+        )
+        for question, count in zip(questions, num_tokens, strict=True)
+    ]
+    has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+    return tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=not has_bos, return_tensors="pt")
+
+
 @torch.no_grad()
 def generate_answers(
     llava: PreTrainedModel,
@@ -90,6 +100,7 @@ def generate_answers(
     questions: Sequence[Question],
     *,
     batch_size: int = 128,
+    max_new_tokens: int = 12,
 ) -> list[str]:
     """Greedy answers, without white space at their ends.
 
@@ -99,23 +110,18 @@ def generate_answers(
         features: Of each picture, behind the projector.
         questions: Any number for each picture.
         batch_size: Questions per batch.
+        max_new_tokens: Longest answer.
     """
     tokenizer, answers = processor.tokenizer, []
     for first in tqdm(range(0, len(questions), batch_size), desc="answers", leave=False):
         batch = questions[first : first + batch_size]
         images = [features[question.picture] for question in batch]
-        prompts = [
-            processor.apply_chat_template(conversation([(question.text, None)])).replace(
-                processor.image_token, processor.image_token * len(image)
-            )
-            for question, image in zip(batch, images, strict=True)
-        ]
-        inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+        inputs = prompt_inputs(processor, [question.text for question in batch], [len(image) for image in images])
         outputs = llava.generate(
             input_ids=inputs.input_ids.to(llava.device),
             attention_mask=inputs.attention_mask.to(llava.device),
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=images)},
-            max_new_tokens=MAX_ANSWER_TOKENS,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -151,6 +157,7 @@ __all__ = [
     "coded_features",
     "generate_answers",
     "pixel_features",
+    "prompt_inputs",
     "score_answers",
     "spread",
     "wilson_interval",

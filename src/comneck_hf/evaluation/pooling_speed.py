@@ -1,5 +1,6 @@
 """What pooling visual tokens saves: prefill time, cache, and training time of a Llama against layer and stride."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,8 @@ def measure_pooling(
     prompt = PooledPrompt(llava, visual_tokens=visual_tokens, text_tokens=text_tokens)
     tasks = {f"prefill {setting}": partial(prompt.prefill, setting) for setting in settings}
     tasks |= {f"train {setting}": partial(prompt.train, setting) for setting in settings}
-    seconds = interleaved_medians(tasks, repeats=repeats)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds = interleaved_medians(tasks, repeats=repeats, clock=clock)
     sizes, rows = (config.num_hidden_layers, visual_tokens), []
     for setting in settings:
         pooling = {"pool_layer": setting[0], "pool_stride": setting[1]}

@@ -1,13 +1,15 @@
 """ComNeck as the vision tower of a LLaVA that was trained on pixels."""
 
+import copy
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, LlavaNextImageProcessor, LlavaNextProcessor, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..auto import forget_weight_conversions
 from ..models.comneck.configuration_comneck import ComNeckConfig
 from ..models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
 
@@ -22,12 +24,13 @@ def attach_vision_tower(
     """Swaps the CLIP tower of a loaded LLaVA for ComNeck's; projector and language model stay as they are.
 
     The LLaVA's own CLIP layers are kept, codec and neck come from `tower`. Afterwards the model takes latents in
-    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA. Its processor is
-    `ComNeckProcessor.for_llava(llava, old_processor)`.
+    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen tower stays
+    frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
+    `llava_next_processor(llava, old_processor)`.
 
     Args:
         llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA or another model with a CLIP in `vision_tower`; changed in place.
-        tower: Folder or Hub id of a ComNeck, or the model; a `ComNeckVisionModel` takes latents only.
+        tower: Folder or Hub id of a ComNeck, or the model, which is copied; a `ComNeckVisionModel` takes latents only.
         force: Attach a neck that was trained for another CLIP of the same shape.
 
     Returns:
@@ -36,6 +39,7 @@ def attach_vision_tower(
     Raises:
         ValueError: If the model has no CLIP tower, or the neck was trained for another CLIP.
     """
+    llava = _without_adapters(llava)
     base = llava.base_model
     old = getattr(base, "vision_tower", None)
     clip = old.vision_model if isinstance(old, ComNeckModel) else old
@@ -44,8 +48,7 @@ def attach_vision_tower(
             f"{type(llava).__name__} has no CLIP in `vision_tower`, but {type(old).__name__}. A ComNeck tower "
             "replaces a CLIP vision tower."
         )
-    if not isinstance(tower, PreTrainedModel):
-        tower = AutoModel.from_pretrained(tower)
+    tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
     if not isinstance(tower, ComNeckModel | ComNeckVisionModel):
         raise ValueError(f"The tower must be a `ComNeckModel` or `ComNeckVisionModel`, got {type(tower).__name__}.")
     vision_model = tower.vision_model if isinstance(tower, ComNeckModel) else tower
@@ -57,11 +60,16 @@ def attach_vision_tower(
     # Not strict: the layers that the neck replaces are not needed.
     weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith("neck.")}
     vision_model.load_state_dict(weights, strict=False, assign=True)
+    trainable = {name for name, weight in clip.named_parameters() if weight.requires_grad}
+    tower.requires_grad_(False)
+    for name, weight in vision_model.named_parameters():
+        weight.requires_grad_(name in trainable)
     if isinstance(tower, ComNeckModel) and tower.codec is not None:
         tower.codec.update_tables()
     tower.set_attn_implementation(clip.config._attn_implementation)
     base.vision_tower = tower
     _set_config(llava, tower, vision_model)
+    forget_weight_conversions(llava)
     return llava
 
 
@@ -75,6 +83,13 @@ def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: boo
     names = ["post_layernorm.weight", *(f"encoder.layers.{layer}.{name}" for layer in layers for name in _COMPARED)]
     num_layers = clip.config.num_hidden_layers
     for name in names:
+        if f"{name.removesuffix('.weight')}.base_layer.weight" in theirs:
+            raise ValueError("This model's CLIP has adapters. Merge them first, with `merge_and_unload()`.")
+        if name in theirs and (theirs[name].is_meta or not theirs[name].is_floating_point()):
+            raise ValueError(
+                f"The weights of this model's CLIP are offloaded or quantized ({name}: {theirs[name].dtype}). Load it "
+                "without, or leave its `vision_tower` out of the quantization (`llm_int8_skip_modules`)."
+            )
         shapes = [tuple(weights[name].shape) if name in weights else None for weights in (ours, theirs)]
         if shapes[0] != shapes[1] or num_layers != vision_model.config.num_hidden_layers:
             raise ValueError(
@@ -116,8 +131,40 @@ def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: Co
         config.image_grid_pinpoints = [
             [side // old_size * size for side in point] for point in config.image_grid_pinpoints
         ]
-    # Names under which the old tower was stored; the new one has its own.
-    llava._weight_conversions = None
+
+
+def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) -> LlavaNextProcessor:
+    """The processor of a LLaVA-NeXT with a ComNeck tower: tiles of the tower's size, not normalized.
+
+    Its `pixel_values`, `(images, tiles, 3, height, width)`, may be replaced by the latents of the tiles.
+
+    Args:
+        llava: With the tower attached.
+        processor: The one it had.
+    """
+    config, tower = llava.config, llava.config.vision_config
+    if not isinstance(tower, ComNeckConfig):
+        raise ValueError(f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` first.")
+    pictures = LlavaNextImageProcessor(
+        size={"shortest_edge": tower.image_size},
+        crop_size=tower.image_size,
+        image_grid_pinpoints=config.image_grid_pinpoints,
+        do_normalize=False,
+    )
+    return LlavaNextProcessor(
+        pictures,
+        processor.tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        chat_template=processor.chat_template,
+        image_token=processor.image_token,
+        num_additional_image_tokens=1,
+    )
+
+
+def _without_adapters(llava: PreTrainedModel) -> PreTrainedModel:
+    """The model inside PEFT's wrapper."""
+    return llava if isinstance(llava, PreTrainedModel) else llava.get_base_model()
 
 
 @dataclass(frozen=True)
@@ -126,13 +173,16 @@ class ImageFeatures:
 
     Attributes:
         images: One tensor of shape `(tokens, hidden_size)` per image, in the language model's width and type.
+        are_stacked: Whether the model takes them as one tensor, as ViP-LLaVA does.
     """
 
     images: list[torch.Tensor]
+    are_stacked: bool = False
 
     def mm_encoder_outputs(self) -> dict[str, BaseModelOutputWithPooling]:
         """For `generate` and `forward` of transformers: `model.generate(..., mm_encoder_outputs=...)`."""
-        return {"image": BaseModelOutputWithPooling(pooler_output=list(self.images))}
+        features = self.image_embeds() if self.are_stacked else list(self.images)
+        return {"image": BaseModelOutputWithPooling(pooler_output=features)}
 
     def image_embeds(self) -> torch.Tensor:
         """For vLLM: `multi_modal_data={"image": ...}`, shape `(images, tokens, hidden_size)`.
@@ -173,6 +223,7 @@ def image_features(
     """
     if (pixel_values is None) == (bitstreams is None):
         raise ValueError("Pass exactly one of `pixel_values` and `bitstreams`.")
+    llava = _without_adapters(llava)
     base = llava.base_model
     if bitstreams is not None:
         if not isinstance(llava.config.vision_config, ComNeckConfig):
@@ -183,10 +234,13 @@ def image_features(
         if isinstance(pixel_values, list):
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+    if image_sizes is None and hasattr(llava.config, "image_grid_pinpoints"):
+        raise ValueError("LLaVA-NeXT needs `image_sizes`, the height and width of each picture before it was cut.")
     options = {} if image_sizes is None else {"image_sizes": image_sizes}
     outputs = base.get_image_features(pixel_values.to(llava.device), return_dict=True, **options)
     dtype = llava.get_input_embeddings().weight.dtype
-    return ImageFeatures([image.to(dtype) for image in outputs.pooler_output])
+    are_stacked = isinstance(outputs.pooler_output, torch.Tensor)
+    return ImageFeatures([image.to(dtype) for image in outputs.pooler_output], are_stacked)
 
 
-__all__ = ["MAX_DIFFERENCE", "ImageFeatures", "attach_vision_tower", "image_features"]
+__all__ = ["MAX_DIFFERENCE", "ImageFeatures", "attach_vision_tower", "image_features", "llava_next_processor"]

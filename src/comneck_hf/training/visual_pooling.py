@@ -5,6 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from comneck_hf.models.llavolta.modeling_llavolta import (
+    LlavoltaForConditionalGeneration,
+    LlavoltaNextForConditionalGeneration,
+)
 from comneck_hf.models.llavolta.pooling_llavolta import compression_ratio
 
 
@@ -82,6 +86,11 @@ class VisualPoolingCallback(TrainerCallback):
         """Sets the stage of the step that begins."""
         stage = self.stages[self.stage_at(state.global_step / state.max_steps)]
         llava = _llavolta(model)
+        if llava.config.text_config.pool != "avg1d":
+            raise ValueError(
+                f"Schedules count tokens in a row, and this model has `pool={llava.config.text_config.pool!r}`. Use "
+                "`pool='avg1d'`."
+            )
         llava.set_visual_pooling(stage.layer_of(llava.config.text_config.num_hidden_layers), stage.stride)
 
     def on_log(
@@ -94,6 +103,8 @@ class VisualPoolingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Adds the stage of the step that was logged."""
+        if state.max_steps == 0:
+            return  # an evaluation without training
         config = _llavolta(model).config
         text_config = config.text_config
         done = max(0, state.global_step - 1) / state.max_steps
@@ -115,7 +126,7 @@ class VisualPoolingCallback(TrainerCallback):
 def _llavolta(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, inside wrappers of PEFT and of data parallelism."""
     for module in model.modules():
-        if hasattr(module, "set_visual_pooling"):
+        if isinstance(module, LlavoltaForConditionalGeneration | LlavoltaNextForConditionalGeneration):
             return module
     raise ValueError(
         f"{type(model).__name__} does not pool visual tokens. Prepare it with `pool_visual_tokens(model, "

@@ -1,9 +1,21 @@
 """LLaVA that pools visual tokens: equal to a slow computation, and to itself in every way it can be run."""
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    StaticCache,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from comneck_hf.models.llavolta import (
@@ -355,23 +367,115 @@ def test_checkpoints_of_llava_load(llava, pixels, tmp_path, layout):
     assert torch.equal(model(**inputs).logits, pool_visual_tokens(plain, pool_layer=1, pool_stride=8)(**inputs).logits)
 
 
+def ragged(model, pixels, **options):
+    """A left-padded batch whose rows lose 0, 12 and 24 tokens; returns its inputs and the cache."""
+    inputs = batch([1, 5, 3, 4], PROMPT, [1, *PICTURE, 4, *PICTURE, 3])
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    outputs = model(**inputs, pixel_values=pixels(3), position_ids=positions, use_cache=True, **options)
+    return inputs, outputs.past_key_values
+
+
+def next_logits(model, cache, mask, tokens):
+    mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], dim=1)
+    positions = mask.sum(1, keepdim=True) - 1
+    ids = torch.tensor(tokens)[:, None]
+    return model(input_ids=ids, past_key_values=cache, attention_mask=mask, position_ids=positions).logits
+
+
+@pytest.mark.parametrize("rows", [[1, 0, 2], [2, 1], [1, 1, 0, 0, 2, 2]])
 @torch.no_grad()
-def test_caches_of_another_origin_are_refused(llava, pixels):
+def test_caches_may_be_reordered_selected_and_repeated(llava, pixels, rows):
+    model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
+    inputs, cache = ragged(model, pixels)
+    expected = next_logits(model, copy.deepcopy(cache), inputs["attention_mask"], [3, 4, 5])
+    if len(rows) == 3:
+        cache.reorder_cache(torch.tensor(rows))
+    elif len(rows) == 2:
+        cache.batch_select_indices(torch.tensor(rows))
+    else:
+        cache.batch_repeat_interleave(2)
+        cache.reorder_cache(torch.tensor([2, 3, 0, 1, 4, 5]))
+    tokens = [[3, 4, 5][row] for row in rows]
+    found = next_logits(model, cache, inputs["attention_mask"][rows], tokens)
+    assert torch.allclose(found, expected[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@torch.no_grad()
+def test_a_cache_that_was_reset_forgets_its_images(llava, pixels, static):
+    model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
+    caches = [StaticCache(config=model.config, max_cache_len=64) if static else DynamicCache() for _ in range(2)]
+    ragged(model, pixels, past_key_values=caches[0])
+    caches[0].reset()
+    text = batch([1, 5, 3, 4, 6, 7], [1, 3], [4, 5, 6])
+    positions = (text["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = []
+    for cache in caches:
+        model(**text, past_key_values=cache, position_ids=positions)
+        logits.append(next_logits(model, cache, text["attention_mask"], [3, 4, 5]))
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_copied_cache_serves_several_questions(llava, pixels):
+    model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
+    inputs, cache = ragged(model, pixels)
+    first = next_logits(model, copy.deepcopy(cache), inputs["attention_mask"], [3, 4, 5])
+    next_logits(model, copy.deepcopy(cache), inputs["attention_mask"], [7, 7, 7])
+    assert torch.equal(next_logits(model, cache, inputs["attention_mask"], [3, 4, 5]), first)
+
+
+@torch.no_grad()
+def test_caches_that_do_not_fit_are_refused(llava, pixels):
     model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
     cache = model(**batch(PROMPT), pixel_values=pixels(1), use_cache=True).past_key_values
-    cache.batch_repeat_interleave(2)
-    with pytest.raises(ValueError, match="for other rows or from another model"):
+    with pytest.raises(ValueError, match="has 1 rows and 22 tokens, where 2 rows"):
         model(input_ids=torch.tensor([[3], [3]]), past_key_values=cache)
+    cache.crop(-3)
+    assert model(input_ids=torch.tensor([[3]]), past_key_values=cache).logits.shape[1] == 1
+    cache.crop(-6)
+    with pytest.raises(ValueError, match="14 tokens, where 1 rows and at least 19 tokens"):
+        model(input_ids=torch.tensor([[3]]), past_key_values=cache)
     with pytest.raises(ValueError, match="4 dimensions"):
         model(**{**batch(PROMPT), "attention_mask": torch.ones(1, 1, 22, 22)}, pixel_values=pixels(1))
     with pytest.raises(ValueError, match="has 3 columns"):
         model(**{**batch(PROMPT), "attention_mask": torch.ones(1, 3)}, pixel_values=pixels(1))
 
 
-def test_reading_a_prompt_in_chunks_is_refused(llava, pixels):
+@pytest.mark.parametrize("way", ["keyword", "positional", "default"])
+@torch.no_grad()
+def test_an_image_that_is_read_in_chunks_is_refused(llava, pixels, way):
     model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
-    with pytest.raises(ValueError, match="`prefill_chunk_size=8` would cut images"):
-        model.generate(**batch(PROMPT), pixel_values=pixels(1), prefill_chunk_size=8, max_new_tokens=2)
+    sizes = {"max_new_tokens": 2, "do_sample": False}
+    config = GenerationConfig(prefill_chunk_size=8, **sizes)
+    words, options = ([config], {}) if way == "positional" else ([], {"prefill_chunk_size": 8, **sizes})
+    if way == "default":
+        model.generation_config.prefill_chunk_size, options = 8, sizes
+    inputs = batch(PROMPT)
+    ids = inputs.pop("input_ids")
+    with pytest.raises(ValueError, match="pieces would be pooled apart. Leave out `prefill_chunk_size`"):
+        model.generate(ids, *words, **inputs, pixel_values=pixels(1), **options)
+    text = torch.arange(1, 30)[None]
+    assert model.generate(text, *words, **options).shape == (1, 31)
+
+
+def test_states_are_recorded_when_no_such_model_was_ever_built(tmp_path):
+    code = """
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from comneck_hf import pool_visual_tokens
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+config = LlavaConfig(
+    vision_config=CLIPVisionConfig(**sizes, image_size=56, patch_size=14),
+    text_config=LlamaConfig(vocab_size=99, **sizes), image_token_index=98)
+model = pool_visual_tokens(LlavaForConditionalGeneration(config), pool_layer=1, pool_stride=4)
+model.set_attn_implementation("eager")
+ids = torch.tensor([[1, *[98] * 16, 3]])
+out = model(input_ids=ids, pixel_values=torch.randn(1, 3, 56, 56), output_hidden_states=True, output_attentions=True)
+print([state.shape[1] for state in out.hidden_states], [weights.shape[-1] for weights in out.attentions])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[18, 18, 6, 18] [18, 6, 6]"
 
 
 @pytest.mark.parametrize(
@@ -390,10 +494,14 @@ def test_impossible_settings_change_nothing(llava, settings, message):
     assert type(model.config.text_config) is LlamaConfig
 
 
-def test_other_models_are_refused(llava):
+def test_other_models_are_refused(llava, llava_next):
     model = pool_visual_tokens(llava())
-    with pytest.raises(ValueError, match="got LlavoltaForConditionalGeneration"):
+    with pytest.raises(ValueError, match="pools already; change its setting with `set_visual_pooling`"):
         pool_visual_tokens(model)
+    with pytest.raises(ValueError, match="got LlavaNextModel with LlamaConfig"):
+        pool_visual_tokens(llava_next.model)
+    with pytest.raises(ValueError, match="without `attention_bias`"):
+        pool_visual_tokens(llava(attention_bias=True))
     with pytest.raises(ValueError, match="this one is 'qwen2'"):
         LlavoltaConfig(text_config={"model_type": "qwen2"})
     assert type(LlavoltaConfig(text_config={"num_hidden_layers": 3}).text_config) is LlavoltaTextConfig

@@ -97,6 +97,8 @@ def test_interrupted_and_truncated_images_are_refused():
         sequence_offsets(torch.tensor([[0, 1, 1, 1]]).bool(), images)
     with pytest.raises(ValueError, match="must follow each other"):
         sequence_offsets(torch.tensor([[1, 1, 0, 1, 1]]).bool(), images)
+    with pytest.raises(ValueError, match="must follow each other"):
+        sequence_offsets(torch.tensor([[0, 1, 1], [1, 1, 0]]).bool(), images)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
 """Processor for LLaVA with a ComNeck tower: text with pictures, latents, bitstreams and `.cnk` files."""
 
 import base64
-import binascii
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, LlavaProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModel, LlavaNextConfig, LlavaProcessor, PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
+from ..llavolta.configuration_llavolta import LlavoltaTextConfig
 from ..llavolta.pooling_llavolta import image_offsets
 from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckConfig, ComNeckVisionConfig
 from .image_processing_comneck import ComNeckImageProcessor
@@ -29,7 +30,8 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
     `images` takes, in any mixture and nesting, what `LlavaProcessor` takes; latents of shape `(latent_channels,
     height, width)` or a batch of them; `bytes`; paths that end in `.cnk`; and `data:application/x-comneck;base64,...`.
     In chat templates: `{"type": "image", "path": "photo.cnk"}` or `"url": "data:..."`. `pixel_values` holds pictures
-    where all images are pictures, else latents: then pictures are encoded here. Both are what the tower takes.
+    where all images are pictures, else latents: then pictures are encoded here. Both are what the tower takes; in
+    float32 they lead to the same tokens, while a model in half precision encodes pictures less exactly than `codec`.
 
     image_processor (`ComNeckImageProcessor`):
         Makes pictures of the size that the tower's neck has positions for.
@@ -83,35 +85,46 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
 
     @classmethod
     def for_llava(cls, model: PreTrainedModel, processor: ProcessorMixin) -> "ComNeckProcessor":
-        """The processor of a LLaVA whose tower is ComNeck's.
+        """The processor of a LLaVA whose tower is ComNeck's, or that pools before its language model.
 
         Args:
             model: The LLaVA; sizes and token counts come from its configuration, the codec from its tower.
             processor: The one it had: tokenizer, image token and chat template are taken over.
+
+        Raises:
+            ValueError: If neither is the case, or the model is a LLaVA-NeXT.
         """
-        config, tower = model.config, model.config.vision_config
-        if not isinstance(tower, ComNeckConfig | ComNeckVisionConfig):
+        config, tower, text_config = model.config, model.config.vision_config, model.config.get_text_config()
+        if isinstance(config, LlavaNextConfig):
+            raise ValueError(
+                "LLaVA-NeXT cuts pictures into tiles; its processor is `llava_next_processor(model, ...)`."
+            )
+        pooling, codec = {}, None
+        if isinstance(text_config, LlavoltaTextConfig) and text_config.pools_before:
+            pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
+        if isinstance(tower, ComNeckConfig | ComNeckVisionConfig):
+            neck = tower.vision_config if isinstance(tower, ComNeckConfig) else tower
+            patch_size = tower.patch_size if isinstance(tower, ComNeckConfig) else DOWNSAMPLING_FACTOR
+            pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in neck.latent_grid))
+            pooling["latent_channels"] = neck.latent_channels
+            codec = model.base_model.vision_tower.codec if isinstance(tower, ComNeckConfig) else None
+        elif pooling:
+            pictures, patch_size = processor.image_processor, processor.patch_size
+        else:
             raise ValueError(
                 f"The tower of this model is {tower.model_type!r}. Attach ComNeck's first, with `attach_vision_tower`."
             )
-        neck = tower.vision_config if isinstance(tower, ComNeckConfig) else tower
-        patch_size = tower.patch_size if isinstance(tower, ComNeckConfig) else DOWNSAMPLING_FACTOR
-        pooling = {}
-        if getattr(config.get_text_config(), "pools_before", False):
-            text_config = config.get_text_config()
-            pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
         result = cls(
-            ComNeckImageProcessor.for_size(tuple(patch_size * side for side in neck.latent_grid)),
+            pictures,
             processor.tokenizer,
             patch_size=patch_size,
             # ViP-LLaVA has no such setting and drops the class token.
             vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", "default"),
             chat_template=processor.chat_template,
             image_token=processor.image_token,
-            latent_channels=neck.latent_channels,
             **pooling,
         )
-        result.codec = getattr(model.base_model.vision_tower, "codec", None)
+        result.codec = codec
         return result
 
     @classmethod
@@ -131,7 +144,7 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
                     "Bitstreams need a codec. Set `processor.codec`, for instance to `model.model.vision_tower.codec`."
                 )
             source, options = self._codec_source
-            self._codec = load_codec(source, **options)
+            self._codec = codec_from_pretrained(source, **options)
         return self._codec
 
     @codec.setter
@@ -143,8 +156,14 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
 
         Args:
             images: A picture or a list of them: PIL images, arrays, tensors, paths or URLs.
+
+        Raises:
+            ValueError: If there is none, or one is coded already.
         """
-        pictures = self.image_processor.fetch_images([_as_source(image) for image in _flatten(images)])
+        sources = [_as_source(image) for image in _flatten(images)]
+        if not sources or any(_read(image) is not None for image in sources):
+            raise ValueError("Give pictures to compress: at least one, and none that is a bitstream already.")
+        pictures = self.image_processor.fetch_images(sources)
         return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values)
 
     def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
@@ -202,9 +221,10 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         return int((offsets == 0).sum())
 
     def _is_latents(self, image: Any) -> bool:
-        return (
-            isinstance(image, torch.Tensor | np.ndarray) and image.ndim == 3 and image.shape[0] == self.latent_channels
-        )
+        if not isinstance(image, torch.Tensor | np.ndarray) or image.ndim != 3:
+            return False
+        is_picture = image.shape[2] in (1, 3, 4)  # channels last, as high as latents have channels
+        return image.shape[0] == self.latent_channels and not is_picture
 
     def _checked_latents(self, latents: torch.Tensor | np.ndarray) -> torch.Tensor:
         latents = torch.as_tensor(latents).cpu()
@@ -223,27 +243,30 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         return [latents[index].cpu() if index in latents else _as_source(image) for index, image in enumerate(images)]
 
 
-def load_codec(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
-    """The codec of a saved ComNeck, or of a saved LLaVA with a ComNeck tower, without the rest.
+def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """The codec of a saved ComNeck, of a LLaVA with a ComNeck tower, or a codec itself, without the rest.
 
     Args:
         source: Folder or Hub id.
         options: `revision`, `token` and the like.
 
     Raises:
-        ValueError: If the model was saved without its codec.
+        ValueError: If there is no model, or it was saved without its codec.
     """
-    config = AutoConfig.from_pretrained(source, **options)
-    tower = getattr(config, "vision_config", None) if not isinstance(config, ComNeckConfig) else config
-    codec_config: PreTrainedConfig | None = getattr(tower, "codec_config", None)
-    if codec_config is None:
-        raise ValueError(
-            f"{source} holds no codec: its tower takes latents only. Set `processor.codec` to the codec that wrote "
-            "the bitstreams."
-        )
-    names = {r"^(model\.)?vision_tower\.codec\.": ""}
-    options = {**options, "key_mapping": names} if tower is not config else options
-    return AutoModel.from_pretrained(source, config=codec_config, **options).eval()
+    advice = "Set `processor.codec` to the codec that wrote the bitstreams."
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source} holds no model to take the codec from. {advice}") from error
+    if isinstance(config, ElicConfig):
+        return AutoModel.from_pretrained(source, **options).eval()
+    parts = [getattr(config, name, None) for name in ("vision_config", "comneck_config")]
+    comneck = next((part for part in (config, *parts) if isinstance(part, ComNeckConfig)), None)
+    if comneck is None or comneck.codec_config is None:
+        raise ValueError(f"{source} holds no codec: its tower takes latents only. {advice}")
+    if comneck is not config:
+        options = {**options, "key_mapping": {r"^((model\.)?vision_tower|comneck)\.codec\.": ""}}
+    return AutoModel.from_pretrained(source, config=comneck.codec_config, **options).eval()
 
 
 def _flatten(images: Any) -> list[Any]:
@@ -267,13 +290,16 @@ def _read(image: Any) -> bytes | None:
         try:
             return Path(image).read_bytes()
         except OSError as error:
-            raise ValueError(f"{image} cannot be read: {error.strerror}. Give the path of a `.cnk` file.") from error
+            raise ValueError(
+                f"{image} cannot be read: {error.strerror}. Give the path of a `.cnk` file; fetch URLs yourself and "
+                "pass their bytes."
+            ) from error
     if isinstance(image, str) and image.startswith(DATA_URL):
         try:
             return base64.b64decode(image.removeprefix(DATA_URL), validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # of letters that base64 does not have, or of their number
             raise ValueError(f"The data URL of a bitstream is not base64: {error}.") from error
     return None
 
 
-__all__ = ["BITSTREAM_SUFFIX", "DATA_URL", "ComNeckProcessor", "load_codec"]
+__all__ = ["BITSTREAM_SUFFIX", "DATA_URL", "ComNeckProcessor", "codec_from_pretrained"]

@@ -1,5 +1,6 @@
 """ComNeck with CLIP's text tower: zero-shot classification from latents."""
 
+import copy
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
                 f"The embeddings have {comneck.config.projection_dim} and {clip.config.projection_dim} dimensions. "
                 "Use the CLIP that the ComNeck was made from."
             )
-        model = cls(ComNeckForZeroShotConfig(comneck_config=comneck.config, text_config=clip.config.text_config))
+        configs = {"comneck_config": comneck.config, "text_config": clip.config.text_config}
+        model = cls(ComNeckForZeroShotConfig(**copy.deepcopy(configs)))
         model.comneck.load_state_dict(comneck.state_dict())
         model.text_model.load_state_dict(clip.text_model.state_dict())
         model.text_projection.load_state_dict(clip.text_projection.state_dict())

@@ -44,6 +44,8 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
             )
         if self.pool_stride < 1:
             raise ValueError(f"`pool_stride` must be at least 1, which pools nothing; got {self.pool_stride}.")
+        if self.pool_stride > 1 and self.attention_bias:
+            raise ValueError("Tokens can only be pooled inside a Llama without `attention_bias`, this one has it.")
         if self.pool_grid is not None and (len(self.pool_grid) != 2 or min(self.pool_grid) < 1):
             raise ValueError(f"`pool_grid` must be a positive [height, width], got {list(self.pool_grid)}.")
 

@@ -2,6 +2,7 @@
 
 import torch
 from transformers import Cache, DynamicCache, LlamaModel
+from transformers.cache_utils import DynamicLayer, QuantizedLayer, StaticLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.processing_utils import Unpack
@@ -18,8 +19,9 @@ class LlavoltaTextModel(LlamaModel):
 
     tokens -> layers 0..K-1 -> mean of each group -> layers K.. -> norm -> every token gets its group's state
 
-    No parameters of its own. Inputs and outputs have the length of the unpooled sequence, so that labels, attention
-    masks, positions and `generate` need not know; the cache holds fewer tokens from layer K on.
+    No parameters of its own. Inputs and `last_hidden_state` have the length of the unpooled sequence, so that labels,
+    attention masks, positions and `generate` need not know; from layer K on the cache and the recorded hidden states
+    and attentions have fewer tokens.
     """
 
     config: LlavoltaTextConfig
@@ -76,6 +78,10 @@ class LlavoltaTextModel(LlamaModel):
         if groups is not None:
             hidden_states = groups.mean(hidden_states)
             rotary = self.rotary_emb(hidden_states, position_ids=groups.floor_mean(position_ids))
+            if past_key_values is not None:
+                past_key_values.pooled_until = int(past_key_values.get_seq_length()) - groups.num_behind()
+        if self.config.pools_inside and hidden_states.shape[1] > 1:
+            hidden_states = hidden_states * attention_mask["is_token"][..., None]
         for layer in self.layers[num_unpooled:]:
             # No `position_ids`: their gaps would be taken for the borders of packed sequences.
             hidden_states = layer(
@@ -99,7 +105,7 @@ class LlavoltaTextModel(LlamaModel):
         Args:
             inputs_embeds: Shape `(batch, sequence, width)`; only its shape, type and device are read.
             attention_mask: 2-D, `(batch, past + sequence)`, of the unpooled sequence; `None` for all ones.
-            past_key_values: The cache, where there is one. What of the pooled part is padding is noted on it.
+            past_key_values: The cache, where there is one.
             position_ids: Positions of the tokens.
             groups: The groups that these tokens are pooled by.
         """
@@ -113,14 +119,14 @@ class LlavoltaTextModel(LlamaModel):
                 "A language model that pools tokens needs a 2-D `attention_mask`, got one of "
                 f"{attention_mask.dim()} dimensions."
             )
-        mask = _pooled_attention_mask(
+        mask, new_mask = _pooled_attention_mask(
             attention_mask, inputs_embeds, past_key_values, groups, layer=self.config.pool_layer
         )
         pooled_embeds = inputs_embeds if groups is None else inputs_embeds.new_empty(*groups.count.shape, 0)
         pooled = create_causal_mask(
             self.config, pooled_embeds, mask, past_key_values, layer_idx=self.config.pool_layer
         )
-        return {"unpooled": unpooled, "pooled": pooled}
+        return {"unpooled": unpooled, "pooled": pooled, "is_token": new_mask}
 
 
 def _pooled_attention_mask(
@@ -130,15 +136,14 @@ def _pooled_attention_mask(
     groups: TokenGroups | None,
     *,
     layer: int,
-) -> torch.Tensor:
-    """Which columns of the pooled layers' cache and of the new tokens may be attended to, `(batch, columns)`.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which columns may be attended to behind the pooling: all, `(batch, columns)`, and the new ones alone.
 
-    Rows that lost different numbers of tokens have columns without a token. `cache.pooled_attention_mask` remembers
-    the columns up to the last pooled token; later ones are tokens of the text, one column each.
+    Rows that lost different numbers of tokens have columns without a token. Their states are set to zero before layer
+    `layer`, so its cached keys are zero and tell them, however rows were reordered, repeated or selected since.
     """
     batch, length = inputs_embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
-    past_pooled = 0 if cache is None else int(cache.get_seq_length(layer))
     if attention_mask is None:
         attention_mask = torch.ones(batch, past + length, dtype=torch.bool, device=inputs_embeds.device)
     if attention_mask.shape[1] < past + length:
@@ -148,19 +153,32 @@ def _pooled_attention_mask(
         )
     attention_mask = attention_mask.bool()
     new = attention_mask[:, past : past + length]
-    remembered = getattr(cache, "pooled_attention_mask", None) if past_pooled else None
-    if remembered is None and past != past_pooled or remembered is not None and len(remembered) != batch:
+    new = new if groups is None else groups.mask(new)
+    if cache is not None and not past:
+        cache.pooled_until = 0
+    if not past:
+        return new, new
+    keys, pooled_until = _cached_keys(cache, layer), getattr(cache, "pooled_until", 0)
+    if len(keys) != batch or past < pooled_until:
         raise ValueError(
-            f"The cache has {past} tokens, {past_pooled} of them behind the pooling, for other rows or from another "
-            "model. Use a cache that this model filled with the same `pool_layer` and batch."
+            f"The cache has {len(keys)} rows and {past} tokens, where {batch} rows and at least {pooled_until} "
+            "tokens, up to the last image, are needed. Crop it behind images only, and keep its rows."
         )
-    remembered = attention_mask[:, :0] if remembered is None else remembered[:, :past_pooled]
-    num_since = past_pooled - remembered.shape[1]
-    columns = [remembered, attention_mask[:, past - num_since : past], new if groups is None else groups.mask(new)]
-    mask = torch.cat(columns, dim=1)
-    if cache is not None and groups is not None:
-        cache.pooled_attention_mask = mask
-    return mask
+    before = (keys != 0).any(dim=3).any(dim=1)
+    if before.shape[1] == past:
+        before = before & attention_mask[:, :past]
+    return torch.cat([before, new], dim=1), new
+
+
+def _cached_keys(cache: Cache, layer: int) -> torch.Tensor:
+    """Keys of the tokens that a layer has seen, `(batch, heads, tokens, width)`."""
+    cached = cache.layers[layer]
+    if not isinstance(cached, DynamicLayer | StaticLayer) or isinstance(cached, QuantizedLayer):
+        raise ValueError(
+            f"Pooled tokens need a dynamic or static cache, got layers of {type(cached).__name__}. Leave out "
+            "`cache_implementation`."
+        )
+    return cached.keys[:, :, : int(cached.get_seq_length())]
 
 
 __all__ = ["LlavoltaTextModel"]

@@ -35,10 +35,15 @@ class _TellsVisualTokens:
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: Cache | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the class without pooling. `inputs_embeds` that already hold image features are not pooled."""
+        """As the class without pooling. `inputs_embeds` that already hold image features are not pooled.
+
+        Raises:
+            ValueError: If an image begins where the last one in the cache ended: a prompt that is read in chunks.
+        """
         if self.config.text_config.pools_inside:
             if pixel_values is not None and mm_encoder_outputs is None:
                 names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
@@ -46,28 +51,37 @@ class _TellsVisualTokens:
                 features = self.get_image_features(pixel_values=pixel_values, return_dict=True, **options)
                 pixel_values, mm_encoder_outputs = None, {"image": features}
             features = (mm_encoder_outputs or {}).get("image")
+            visual_tokens = self._visual_tokens(input_ids, inputs_embeds)
             if features is not None:
-                kwargs["pooling_offsets"] = self._pooling_offsets(input_ids, inputs_embeds, features.pooler_output)
+                images = [_offsets(self.config.text_config, len(image)) for image in features.pooler_output]
+                kwargs["pooling_offsets"] = sequence_offsets(visual_tokens, images)
+            if past_key_values is not None:
+                _refuse_chunks(past_key_values, visual_tokens)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
 
-    def _pooling_offsets(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        image_features: list[torch.Tensor],
-    ) -> torch.Tensor:
-        if input_ids is None:
-            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            visual_tokens = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-        else:
-            visual_tokens = input_ids == self.config.image_token_id
-        return sequence_offsets(visual_tokens, [_offsets(self.config.text_config, len(f)) for f in image_features])
+    def _visual_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Where the placeholders of images are, bool `(batch, sequence)`."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+
+
+def _refuse_chunks(cache: Cache, visual_tokens: torch.Tensor) -> None:
+    """Notes whether an image ends with these tokens, and refuses to go on with one."""
+    if getattr(cache, "ends_with_image", False) and visual_tokens[:, 0].any() and cache.get_seq_length() > 0:
+        raise ValueError(
+            "An image goes on where the cache ends, and its pieces would be pooled apart. Leave out "
+            "`prefill_chunk_size`, put text between images, or switch pooling off with `set_visual_pooling(layer, 1)`."
+        )
+    cache.ends_with_image = bool(visual_tokens[:, -1].any())
 
 
 class LlavoltaModel(_TellsVisualTokens, LlavaModel):
@@ -121,17 +135,6 @@ class _GeneratesPooled:
             text_config.pool_layer, text_config.pool_stride = before
             raise
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`; a prompt cannot be read in chunks where its visual tokens are pooled."""
-        generation_config = kwargs.get("generation_config") or self.generation_config
-        chunk_size = kwargs.get("prefill_chunk_size", generation_config.prefill_chunk_size)
-        if chunk_size is not None and self.config.text_config.pools_inside:
-            raise ValueError(
-                f"`prefill_chunk_size={chunk_size}` would cut images into pieces that are pooled apart. Leave it out, "
-                "or switch pooling off with `set_visual_pooling(pool_layer, 1)`."
-            )
-        return super().generate(*args, **kwargs)
-
     def create_masks_for_generate(
         self,
         *,
@@ -140,9 +143,12 @@ class _GeneratesPooled:
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None = None,
         is_first_iteration: bool = False,
-        **kwargs: Any,
+        **_: Any,
     ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
-        """Masks of one step for static caches. Of the first step, whose groups are not known here, the 2-D one."""
+        """Masks of one step for static caches. Of the first step, whose groups are not known here, the 2-D one.
+
+        `generate` calls it, with more than is needed here.
+        """
         if is_first_iteration:
             return attention_mask
         return self.model.language_model.causal_masks(inputs_embeds, attention_mask, past_key_values, position_ids)
@@ -189,7 +195,7 @@ def pool_visual_tokens(
     """Makes a loaded LLaVA or LLaVA-NeXT pool its visual tokens. Its weights stay where they are.
 
     Args:
-        model: With a Llama language model; changed in place.
+        model: With a Llama language model; changed in place, and so is its configuration.
         pool_layer, pool_stride, pool, pool_grid: As in [`LlavoltaTextConfig`].
 
     Returns:
@@ -199,6 +205,8 @@ def pool_visual_tokens(
         ValueError: If the model is of another class, or a setting is not possible.
     """
     if type(model) not in _POOLED_CLASSES or type(model.config.get_text_config()) is not LlamaConfig:
+        if isinstance(model, _GeneratesPooled):
+            raise ValueError(f"{type(model).__name__} pools already; change its setting with `set_visual_pooling`.")
         raise ValueError(
             "Pooling needs a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration` with a Llama "
             f"language model, got {type(model).__name__} with {type(model.config.get_text_config()).__name__}."

@@ -61,7 +61,8 @@ def sequence_offsets(visual_tokens: torch.Tensor, images: list[torch.Tensor]) ->
         )
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths).to(positions.device)
     rank = torch.arange(len(positions), device=positions.device) - starts
-    if not torch.equal(positions - rank, positions[starts]):
+    row = positions // visual_tokens.shape[1]
+    if not torch.equal(positions - rank, positions[starts]) or not torch.equal(row, row[starts]):
         raise ValueError("The tokens of an image must follow each other without text between them.")
     result = torch.zeros(visual_tokens.numel(), dtype=torch.long, device=positions.device)
     result[positions] = offsets
@@ -92,6 +93,11 @@ class TokenGroups:
         empty = torch.zeros(offsets.shape[0], num_groups, dtype=torch.long, device=offsets.device)
         first = empty.scatter_add(1, group, torch.where(is_first, index, 0))
         return cls(group=group, first=first, count=empty.scatter_add(1, group, torch.ones_like(group)))
+
+    def num_behind(self) -> int:
+        """Tokens behind the last group that has several, in the row that has the fewest of them."""
+        columns = (self.count.gather(1, self.group) > 1).any(0).nonzero()
+        return self.group.shape[1] - (int(columns[-1]) + 1 if len(columns) else 0)
 
     def mean(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Averages of shape `(batch, groups, width)`, summed in float32; 0 for groups without tokens."""
