@@ -9,9 +9,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-
-IMAGE = 98  # token
-LENGTH = 16  # tokens of a picture
+from .prompts import IMAGE
 
 
 @pytest.fixture
