@@ -35,11 +35,24 @@ def read(name: str, *words: str):
     )
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("comneck-*.yaml")))
 def test_every_configuration_is_understood(name):
     args = read(name)
     assert args.steps >= 1000
     assert not args.resume_from_checkpoint
+
+
+def test_the_configuration_of_the_small_llava_is_understood():
+    words = [CONFIGS / "llava-tiny.yaml", "--data", "data", "--questions_data", "shapes", "--output_dir", "run"]
+    script = load_script("train_llava")
+    args = parse_arguments(getattr(script, ARGUMENTS["train_llava"]), [str(word) for word in words])
+    assert args.max_steps >= 1000
+    assert not args.remove_unused_columns  # conversations are no columns of the model
+    assert args.pooling is None
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == {
+        "llava-tiny.yaml",
+        *(path.name for path in CONFIGS.glob("comneck-*.yaml")),
+    }
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
