@@ -10,7 +10,7 @@ from transformers import (
     StaticCache,
 )
 
-from comneck_hf.models.llavolta import (
+from comneck_hf import (
     pool_visual_tokens,
 )
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from comneck_hf.models.llavolta import (
+from comneck_hf import (
     LlavoltaConfig,
     LlavoltaForConditionalGeneration,
     LlavoltaNextForConditionalGeneration,

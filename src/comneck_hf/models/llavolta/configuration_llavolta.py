@@ -60,6 +60,9 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
         return self.pool_stride > 1 and self.pool_layer == 0
 
 
+_TEXT_CONFIG = SubConfigSpec(config_class=AutoConfig, model_type=LlavoltaTextConfig.model_type)
+
+
 class _PoolsVisualTokens:
     """Turns a plain Llama `text_config` into one that can pool."""
 
@@ -81,10 +84,7 @@ class LlavoltaConfig(_PoolsVisualTokens, HubCode, LlavaConfig):
     """
 
     model_type = "llavolta"
-    sub_configs_defaults = {
-        **LlavaConfig.sub_configs_defaults,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llavolta_llama"),
-    }
+    sub_configs_defaults = {**LlavaConfig.sub_configs_defaults, "text_config": _TEXT_CONFIG}
 
 
 @strict
@@ -96,10 +96,7 @@ class LlavoltaNextConfig(_PoolsVisualTokens, HubCode, LlavaNextConfig):
     """
 
     model_type = "llavolta_next"
-    sub_configs_defaults = {
-        **LlavaNextConfig.sub_configs_defaults,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llavolta_llama"),
-    }
+    sub_configs_defaults = {**LlavaNextConfig.sub_configs_defaults, "text_config": _TEXT_CONFIG}
 
     def validate_pooling(self) -> None:
         """Refuses also what any-resolution images, whose tokens are no rectangle, cannot have."""

@@ -47,8 +47,7 @@ class LlavoltaTextModel(LlamaModel):
                 that stay alone. No groups by default.
 
         Raises:
-            ValueError: If exactly one of `input_ids` and `inputs_embeds` is not given, the mask is 4-D, or the cache
-                was filled in another way.
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given, or mask or cache do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -58,9 +57,8 @@ class LlavoltaTextModel(LlamaModel):
         if position_ids is None:
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length)[None]
-        groups = None
-        if self.config.pools_inside and pooling_offsets is not None:
-            groups = TokenGroups.from_offsets(pooling_offsets)
+        pools = self.config.pools_inside and pooling_offsets is not None
+        groups = TokenGroups.from_offsets(pooling_offsets) if pools else None
         if not isinstance(attention_mask, dict):
             attention_mask = self.causal_masks(hidden_states, attention_mask, past_key_values, position_ids, groups)
 
@@ -84,12 +82,10 @@ class LlavoltaTextModel(LlamaModel):
             hidden_states = hidden_states * attention_mask["is_token"][..., None]
         for layer in self.layers[num_unpooled:]:
             # No `position_ids`: their gaps would be taken for the borders of packed sequences.
-            hidden_states = layer(
-                hidden_states, attention_mask=attention_mask["pooled"], position_embeddings=rotary, **kwargs
-            )
+            mask = attention_mask["pooled"]
+            hidden_states = layer(hidden_states, attention_mask=mask, position_embeddings=rotary, **kwargs)
         hidden_states = self.norm(hidden_states)
-        if groups is not None:
-            hidden_states = groups.spread(hidden_states)
+        hidden_states = hidden_states if groups is None else groups.spread(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def causal_masks(
