@@ -34,8 +34,8 @@ class LlavaArguments(TrainingArguments):
     jitter: float = field(default=0.3, metadata={"help": "largest change of a photograph's colors"})
     max_turns: int = field(default=4, metadata={"help": "questions about a drawn picture at a time"})
     vocab_size: int = 1024
-    hidden_size: int = 256
-    intermediate_size: int = 768
+    hidden_size: int = 192
+    intermediate_size: int = 512
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
