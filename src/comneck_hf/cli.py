@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
+from .commands import evaluate as evaluation
 from .commands import hub
 from .commands.terminal import (
     DeviceOption,
@@ -318,6 +319,8 @@ def demo(
 app.command()(hub.convert)
 app.command()(hub.export)
 app.command()(hub.push)
+app.command("eval")(evaluation.evaluate)
+app.command()(evaluation.plot)
 
 
 @app.command()

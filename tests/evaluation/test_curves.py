@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from comneck_hf.evaluation.curves import bd_rate, common_rates, value_at, values_at_equal_bytes
+from comneck_hf.evaluation.curves import average_gain, bd_rate, common_rates, value_at
 
 
 def test_values_are_linear_in_the_logarithm_of_the_rate():
@@ -18,18 +18,18 @@ def test_curves_are_not_extended():
         value_at([(400, 70.0), (100, 50.0)], 99)
 
 
-def test_curves_are_compared_where_all_of_them_are():
-    curves = {"a": [(100, 1.0), (400, 3.0)], "b": [(200, 5.0), (900, 5.0)]}
-    rates = common_rates(curves, count=3)
-    assert rates == pytest.approx([200, math.sqrt(200 * 400), 400])
-    rows = values_at_equal_bytes(curves, count=3)
-    assert [row["b"] for row in rows] == [5.0] * 3
-    assert [row["a"] for row in rows] == pytest.approx([2.0, 2.5, 3.0])
+def test_curves_are_compared_at_rates_that_both_have():
+    first, second = [(100, 1.0), (400, 3.0)], [(200, 5.0), (900, 5.0)]
+    assert common_rates(first, second, count=3) == pytest.approx([200, math.sqrt(200 * 400), 400])
+    found = average_gain(first, second)
+    assert (found.low, found.high) == pytest.approx((200, 400))
+    assert found.difference == pytest.approx(5.0 - 2.5)
+    assert average_gain(second, first).difference == pytest.approx(-2.5)
 
 
 def test_curves_without_a_common_rate_are_refused():
-    with pytest.raises(ValueError, match=r"\['a', 'b'\] have no rate in common"):
-        common_rates({"a": [(1, 0.0), (2, 0.0)], "b": [(3, 0.0), (4, 0.0)]})
+    with pytest.raises(ValueError, match="no rate in common: one starts at 3, one ends at 2"):
+        average_gain([(1, 0.0), (2, 0.0)], [(3, 0.0), (4, 0.0)])
 
 
 @pytest.mark.parametrize("method", ["pchip", "akima", "cubic"])

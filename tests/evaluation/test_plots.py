@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comneck_hf.evaluation.plots import plot_rate_accuracy, plot_rate_distortion, save_label_figure
+from comneck_hf.evaluation.plots import plot_curves, save_label_figure
 
 
 PICTURES = [("one", Image.new("RGB", (8, 8), (250, 10, 20))), ("two", Image.new("RGB", (8, 8), (10, 240, 20)))]
@@ -27,21 +27,27 @@ def test_the_label_figure_wants_a_chart_for_every_picture(tmp_path, pictures, la
         save_label_figure(tmp_path / "figure.png", pictures=pictures, labels=labels, title="")
 
 
-def test_the_curve_has_a_panel_for_every_data_set(tmp_path):
-    curve = [{"quality": q, "bpp": q / 50, "psnr": 20 + q / 5} for q in (5, 20, 60)]
-    values = {"pictures": 3, "bpp": 0.4, "psnr": 30.0, "jpeg_curve": curve}
-    path = tmp_path / "curve.png"
-    plot_rate_distortion({"kodak": values, "other": values}, path, name="ours")
-    both = Image.open(path).size
-    plot_rate_distortion({"kodak": values}, path, name="ours")
-    assert both[0] == 2 * Image.open(path).size[0]
-    assert (31, 90, 150) in colors(path)  # the star of the codec
+def curve(name: str, **results: list[float]) -> dict[str, object]:
+    return {"name": name, "results": results}
 
 
-def test_the_accuracies_are_drawn_one_curve_each(tmp_path):
+def test_every_system_is_a_curve_and_uncoded_pictures_a_line(tmp_path):
     path = tmp_path / "accuracy.png"
-    curves = {"d1": [(300, 60.0), (150, 50.0)], "d2": [(140, 55.0), (310, 64.0)]}
-    plot_rate_accuracy(curves, path, original=70.0)
+    interval = [[48.0, 52.0], [58.0, 63.0]]
+    first = curve("d1", bytes=[150, 300], bpp=[0.1, 0.2], top1=[50.0, 60.0], top1_interval=interval)
+    second = curve("d2", bytes=[140, 310], bpp=[0.1, 0.2], top1=[55.0, 64.0])
+    plot_curves({"zero-shot": ([curve("original", top1=[70.0]), first, second], "top1")}, path)
     assert {(31, 119, 180), (255, 127, 14), (0, 0, 0)} <= colors(path)  # matplotlib's first two, and the original's
-    plot_rate_accuracy({"d1": curves["d1"]}, path, original=70.0)
+    size = Image.open(path).size
+    plot_curves({"one": ([first], "top1"), "two": ([second], "top1")}, path, rate="bpp")
+    assert Image.open(path).size == (2 * size[0], size[1])
     assert (255, 127, 14) not in colors(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "rate", "message"),
+    [("top2", "bytes", r"No system of 'one' has 'top2'; they have \['bytes', 'top1'\]"), ("top1", "kB", "`rate`")],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path, value, rate, message):
+    with pytest.raises(ValueError, match=message):
+        plot_curves({"one": ([curve("d1", bytes=[1.0], top1=[2.0])], value)}, tmp_path / "figure.png", rate=rate)

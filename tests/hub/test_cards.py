@@ -20,13 +20,23 @@ MODEL, CLIP = (comneck_hf.pretrained(name) for name in ("comneck-tiny-d1-q2", "c
 FACTS = sorted(card_files().glob("comneck-*.yaml"))
 ROOT = Path(__file__).parents[2]
 MEASURED = ModelFacts(repo_id="someone/model", results="results.json", evaluation_dataset="some/data")
-ROW = {
-    "scenario": "d1",
-    "quality": 2,
-    "pictures": 2315,
-    "latents_top1": 12.345,
-    "original_top1": 70.0,
-    "bpp": 0.12345,
+SYSTEMS = [
+    {"name": "original", "results": {"quality": [""], "top1": [70.0]}},
+    {
+        "name": "d1",
+        "results": {
+            "quality": ["q3", "q2"],
+            "bytes": [500.0, 252.8],
+            "bpp": [0.5, 0.12345],
+            "top1": [60.0, 12.345],
+            "psnr-rgb": [26.0, 25.0],
+        },
+    },
+    {"name": "reconstruction", "results": {"quality": ["q2"], "top1": [11.1]}},
+]
+RESULTS = {
+    "setting": {"split": "validation"},
+    "tasks": {"zero-shot": {"data": "caltech", "pictures": 2315, "systems": SYSTEMS}},
 }
 
 
@@ -64,12 +74,13 @@ def test_every_card_renders_and_parses_back(path, tmp_path):
 
 
 def test_numbers_come_from_the_results(tmp_path):
-    (tmp_path / "results.json").write_text(
-        json.dumps({"setting": {"data": "caltech", "split": "validation"}, "models": [ROW, {**ROW, "quality": 3}]})
-    )
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     rendered = render_card(MEASURED, MODEL, root=tmp_path)
     assert "| zero-shot top-1 from latents | 12.3 % |" in rendered.card.text
     assert "| bits per pixel | 0.123 |" in rendered.card.text
+    assert "| zero-shot top-1 from decoded pictures | 11.1 % |" in rendered.card.text
+    assert "| zero-shot top-1 from originals | 70.0 % |" in rendered.card.text
+    assert "| PSNR of decoded pictures | 25.00 dB |" in rendered.card.text
     assert "On 2,315 pictures of caltech, split validation" in rendered.card.text
     (result,) = ModelCard(str(rendered.card)).data.eval_results
     assert result.dataset_type == "some/data"
@@ -81,7 +92,9 @@ def test_numbers_come_from_the_results(tmp_path):
 
 
 def test_a_model_without_a_row_has_no_numbers(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps({"setting": {}, "models": [{**ROW, "quality": 3}]}))
+    others = [{**system, "name": "d2"} for system in SYSTEMS if system["name"] == "d1"]
+    results = {**RESULTS, "tasks": {"zero-shot": {**RESULTS["tasks"]["zero-shot"], "systems": [SYSTEMS[0], *others]}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     assert "No number of this model was measured" in render_card(MEASURED, MODEL, root=tmp_path).card.text
 
 

@@ -1,21 +1,15 @@
 """The command that trains the comneck-tiny family, and the one that measures it."""
 
-import json
-
 import pytest
 import torch
-from PIL import Image
 
 import comneck_hf
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.arguments import parse_arguments
-from comneck_hf.training.initialization import init_transforms_from_images
 
-from .conftest import WIDTHS
 from .launch import ARGUMENTS, load_script
 
 
@@ -74,35 +68,3 @@ def test_packed_models_do_what_the_trained_ones_did(tmp_path):
         assert ElicModel.from_pretrained(folder, dtype="float32").compress(pictures) == whole.compress(pictures)
         assert packed.codec.config.build_synthesis == (scenario == "d1")
         assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
-
-
-def test_the_family_is_measured_over_its_rates(data_folder, clip, clip_folder, tmp_path):
-    folders = []
-    for quality, lmbda in ((1, 0.002), (2, 0.02)):
-        torch.manual_seed(0)
-        codec = ElicModel(ElicConfig(**WIDTHS))
-        init_transforms_from_images(codec, synthetic_pictures(128, 6), lmbda)
-        codec.calibrate(synthetic_pictures(128, 2))
-        for scenario in ("d1", "d2"):
-            model = ComNeckModel.from_codec_and_clip(codec, clip, scenario=scenario, quality=quality)
-            folders.append(str(tmp_path / f"{scenario}-{quality}"))
-            model.save_pretrained(folders[-1])
-    script = load_script("evaluate_family")
-    output, figure = tmp_path / "results.json", tmp_path / "figure.png"
-    words = ["--models", *reversed(folders), "--data", str(data_folder), "--clip", str(clip_folder)]
-    script.main(parse_arguments(script.Arguments, [*words, "--output", str(output), "--figure", str(figure)]))
-    results = json.loads(output.read_text())
-    assert [(row["scenario"], row["quality"]) for row in results["models"]] == [
-        ("d1", 1),
-        ("d1", 2),
-        ("d2", 1),
-        ("d2", 2),
-    ]
-    first, second = results["models"][:2]
-    assert first["bytes_per_picture"] < second["bytes_per_picture"]
-    assert first["pictures"] == 16
-    ends = [results["top1_at_equal_bytes"][index] for index in (0, -1)]
-    assert [row["rate"] for row in ends] == pytest.approx([first["bytes_per_picture"], second["bytes_per_picture"]])
-    assert [row["reconstruction"] for row in ends] == pytest.approx([first["decoded_top1"], second["decoded_top1"]])
-    assert set(results["psnr_at_equal_bytes"][0]) == {"rate", "d1", "d2"}
-    assert Image.open(figure).size == (744, 528)

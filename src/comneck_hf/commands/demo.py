@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from .. import ComNeckImageProcessorPil, ComNeckModel
-from ..evaluation.baselines import JpegPicture, jpeg_at_bytes, jpeg_at_psnr
+from ..evaluation.file_formats import CodedPicture, picture_at_bytes, picture_at_psnr
 from ..evaluation.metrics import bits_per_pixel, picture_psnr
 from ..evaluation.plots import save_label_figure
 from ..models.elic.inspection_elic import inspect_bitstream
@@ -47,8 +47,8 @@ class DemoResult:
     decoded: Image.Image
     num_bytes: int
     psnr: float
-    equal_psnr: JpegPicture
-    equal_bytes: JpegPicture
+    equal_psnr: CodedPicture
+    equal_bytes: CodedPicture
     seconds: dict[str, float]
     labels: dict[str, list[Label]]
 
@@ -125,7 +125,7 @@ class DemoResult:
         width, height = self.original.size
         return bits_per_pixel(num_bytes, height=height, width=width)
 
-    def _jpeg_numbers(self, jpeg: JpegPicture) -> dict[str, float | None]:
+    def _jpeg_numbers(self, jpeg: CodedPicture) -> dict[str, float | None]:
         size = len(jpeg.data)
         return {
             "bytes": size,
@@ -180,8 +180,8 @@ def run_demo(
         decoded=decoded,
         num_bytes=len(bitstreams[0]),
         psnr=distortion,
-        equal_psnr=jpeg_at_psnr(original, distortion),
-        equal_bytes=jpeg_at_bytes(original, len(bitstreams[0])),
+        equal_psnr=picture_at_psnr(original, distortion),
+        equal_bytes=picture_at_bytes(original, len(bitstreams[0])),
         seconds=_stage_seconds(model, pixel_values, bitstreams, latents),
         labels={source: classifier.top(embedding, num_labels)[0] for source, embedding in embeds.items()},
     )

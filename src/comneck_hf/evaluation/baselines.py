@@ -1,99 +1,222 @@
-"""JPEG at the same quality or at the same size: the baseline of every comparison.
+"""Ways in which a picture reaches CLIP: as it is, as a file, decoded by a codec, cleaned by a U-Net, as latents."""
 
-Pillow's encoder (libjpeg-turbo), baseline mode, with the options of `JPEG_OPTIONS`; whole files are counted, as they
-are for our bitstreams. PSNR is taken on 8-bit RGB values.
-"""
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import torch
+from torch import nn
 
-from PIL import Image
-
-from .metrics import picture_psnr
-
-
-__all__ = ["JPEG_OPTIONS", "MAX_QUALITY", "MIN_QUALITY", "JpegPicture", "encode_jpeg", "jpeg_at_bytes", "jpeg_at_psnr"]
-
-JPEG_OPTIONS = {"subsampling": "4:2:0", "optimize": True, "progressive": False}
-MIN_QUALITY, MAX_QUALITY = 1, 95
+from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.elic.modeling_elic import ElicModel
+from .file_formats import encode_picture, find_format, picture_at_bytes
+from .pictures import picture_tensor, tensor_picture
 
 
-@dataclass(frozen=True)
-class JpegPicture:
-    """One picture as JPEG.
+@dataclass
+class Received:
+    """What arrives of a batch of pictures.
 
     Attributes:
-        data: The JPEG file.
-        quality: Pillow's quality, 1 to 95.
-        psnr: Against the original, in dB.
-        image: The decoded picture, RGB.
+        num_bytes: Sizes of the whole files or bitstreams; `None` for pictures that were not coded.
+        pixel_values: `(n, 3, height, width)` in [0, 1]; `None` where nothing is decoded.
+        latents: `(n, latent_channels, height / 16, width / 16)` for a neck; `None` where CLIP sees a picture.
+        seconds: Time of the batch by stage, `"encode"` and `"decode"`.
     """
 
-    data: bytes
-    quality: int
-    psnr: float
-    image: Image.Image
+    num_bytes: list[int] | None = None
+    pixel_values: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        start = now()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now() - start
 
 
-def encode_jpeg(image: Image.Image, *, quality: int) -> JpegPicture:
-    """Codes a picture as JPEG and decodes it again.
+def now() -> float:
+    """Seconds, after everything that runs on a GPU has ended."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Baseline(ABC):
+    """A way to CLIP.
+
+    Attributes:
+        name: Of its curve.
+        quality: Of this point on the curve.
+        comneck: The model that reads what arrives, where that is latents.
+    """
+
+    name: str
+    quality: str = ""
+    comneck: ComNeckModel | None = None
+
+    def depends_on(self) -> tuple[str | nn.Module, ...]:
+        """What decides on results, besides the pictures."""
+        return (type(self).__name__, self.name, self.quality)
+
+    @abstractmethod
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """Sends pictures, uint8 `(n, 3, height, width)`, on their way."""
+
+    def look(self, received: Received, size: tuple[int, int]) -> torch.Tensor | None:
+        """What a person would see, `(n, 3, *size)` in [0, 1]; `None` if nothing."""
+        return received.pixel_values
+
+
+class Original(Baseline):
+    """Pictures as they are."""
+
+    name = "original"
+
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """The pictures."""
+        return Received(pixel_values=pictures / 255)
+
+    def look(self, received: Received, size: tuple[int, int]) -> None:
+        """Nothing was changed."""
+
+
+class PictureFiles(Baseline):
+    """Files of a usual format, at one quality or each of the highest quality that fits a number of bytes.
 
     Args:
-        image: RGB picture.
-        quality: 1 to 95.
-
-    Raises:
-        ValueError: If the picture is not RGB or the quality out of range.
+        file_format: As in `encode_picture`.
+        quality: Of its encoder; or
+        max_bytes: size of a file. A picture that is larger at the lowest quality stays larger.
+        num_threads: Pictures coded at a time.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"`image` must be RGB, got mode {image.mode!r}. Convert it with `image.convert('RGB')`.")
-    if not MIN_QUALITY <= quality <= MAX_QUALITY:
-        raise ValueError(f"`quality` must be in [{MIN_QUALITY}, {MAX_QUALITY}], got {quality}.")
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality, **JPEG_OPTIONS)
-    decoded = Image.open(buffer).convert("RGB")
-    distortion = picture_psnr(decoded, image)
-    return JpegPicture(data=buffer.getvalue(), quality=quality, psnr=distortion, image=decoded)
 
+    def __init__(
+        self, file_format: str, *, quality: int | None = None, max_bytes: int | None = None, num_threads: int = 1
+    ) -> None:
+        if (quality is None) == (max_bytes is None):
+            raise ValueError(f"Give `quality` or `max_bytes`, got {quality} and {max_bytes}.")
+        find_format(file_format)
+        self.name, self._level, self._max_bytes = file_format, quality, max_bytes
+        self.quality = f"{quality}" if max_bytes is None else f"{max_bytes} bytes"
+        self._num_threads = num_threads
 
-def jpeg_at_psnr(image: Image.Image, min_psnr: float) -> JpegPicture:
-    """The JPEG of lowest quality that reaches a PSNR, by bisection over the quality.
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """Files and what they decode to. Decoding is part of `"encode"`: the encoder's search needs it."""
+        received = Received()
+        with received.timed("encode"), ThreadPoolExecutor(self._num_threads) as pool:
+            coded = list(pool.map(self._code, pictures.cpu()))
+        received.num_bytes = [size for size, _ in coded]
+        received.pixel_values = torch.stack([picture for _, picture in coded]).to(pictures.device) / 255
+        return received
 
-    Args:
-        image: RGB picture.
-        min_psnr: In dB.
-
-    Returns:
-        A picture with at least `min_psnr`; quality 95 where no quality reaches it, so compare `psnr`.
-    """
-    return _bisect(image, lambda picture: picture.psnr >= min_psnr)
-
-
-def jpeg_at_bytes(image: Image.Image, max_bytes: int) -> JpegPicture:
-    """The JPEG of highest quality that fits a number of bytes, by bisection over the quality.
-
-    Args:
-        image: RGB picture.
-        max_bytes: Size of the whole file.
-
-    Returns:
-        A picture of at most `max_bytes`; quality 1 where even that is larger, so compare `len(data)`.
-    """
-    first_too_large = _bisect(image, lambda picture: len(picture.data) > max_bytes)
-    if len(first_too_large.data) <= max_bytes or first_too_large.quality == MIN_QUALITY:
-        return first_too_large
-    return encode_jpeg(image, quality=first_too_large.quality - 1)
-
-
-def _bisect(image: Image.Image, is_enough: Callable[[JpegPicture], bool]) -> JpegPicture:
-    """The lowest quality that is enough, or the highest quality if none is."""
-    low, high = MIN_QUALITY, MAX_QUALITY
-    chosen = encode_jpeg(image, quality=high)
-    while low < high:
-        picture = encode_jpeg(image, quality=(low + high) // 2)
-        if is_enough(picture):
-            chosen, high = picture, picture.quality
+    def _code(self, picture: torch.Tensor) -> tuple[int, torch.Tensor]:
+        image = tensor_picture(picture)
+        if self._max_bytes is None:
+            coded = encode_picture(image, quality=self._level, file_format=self.name)
         else:
-            low = picture.quality + 1
-    return chosen
+            coded = picture_at_bytes(image, self._max_bytes, file_format=self.name)
+        return len(coded.data), picture_tensor(coded.image)
+
+
+class Reconstruction(Baseline):
+    """Decoded pictures of a codec, as 8-bit pictures (the paper's Reconstruction).
+
+    Args:
+        codec: Any model by our codec contract.
+        name, quality: As in [`Baseline`].
+    """
+
+    def __init__(self, codec: ElicModel, *, name: str = "reconstruction", quality: str = "") -> None:
+        self.codec, self.name, self.quality = codec, name, quality
+
+    def depends_on(self) -> tuple[str | nn.Module, ...]:
+        """Name, point and codec."""
+        return (*super().depends_on(), self.codec)
+
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """Bitstreams, and the pictures that they decode to."""
+        received = Received()
+        with received.timed("encode"):
+            bitstreams = self.codec.compress(pictures / 255)
+        with received.timed("decode"):
+            latents = self.codec.decompress(bitstreams)
+            decoded = self.codec.decode(latents, size=tuple(pictures.shape[-2:]))
+            received.pixel_values = (decoded.float() * 255).round() / 255
+        received.num_bytes = [len(bitstream) for bitstream in bitstreams]
+        return received
+
+
+class PostProcessing(Reconstruction):
+    """Decoded pictures, made fit for CLIP by a U-Net (the paper's Post-processing).
+
+    Args:
+        codec, name, quality: As in [`Reconstruction`].
+        unet: Decoded pictures to better ones.
+    """
+
+    def __init__(self, codec: ElicModel, unet: nn.Module, *, name: str = "post-processing", quality: str = "") -> None:
+        super().__init__(codec, name=name, quality=quality)
+        self.unet = unet
+
+    def depends_on(self) -> tuple[str | nn.Module, ...]:
+        """Name, point, codec and U-Net."""
+        return (*super().depends_on(), self.unet)
+
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """Bitstreams, and what the U-Net makes of the pictures that they decode to."""
+        received = super().receive(pictures)
+        with received.timed("decode"):
+            received.pixel_values = self.unet(received.pixel_values)
+        return received
+
+
+class Latents(Baseline):
+    """ComNeck: latents into the neck, no picture decoded.
+
+    Args:
+        model: Codec, neck and tower.
+        name, quality: As in [`Baseline`]; by default the model's scenario and quality.
+    """
+
+    def __init__(self, model: ComNeckModel, *, name: str | None = None, quality: str | None = None) -> None:
+        self.comneck = model
+        self.name = name or model.config.scenario or "comneck"
+        self.quality = quality or (f"q{model.config.quality}" if model.config.quality else "")
+
+    def depends_on(self) -> tuple[str | nn.Module, ...]:
+        """Name, point and model."""
+        return (*super().depends_on(), self.comneck)
+
+    def receive(self, pictures: torch.Tensor) -> Received:
+        """Bitstreams, and their latents."""
+        received = Received()
+        with received.timed("encode"):
+            bitstreams = self.comneck.compress(pictures / 255)
+        with received.timed("decode"):
+            received.latents = self.comneck.decompress(bitstreams)
+        received.num_bytes = [len(bitstream) for bitstream in bitstreams]
+        return received
+
+    def look(self, received: Received, size: tuple[int, int]) -> torch.Tensor | None:
+        """The decoded pictures of codecs that were trained for people too."""
+        if self.comneck.config.scenario == "d3" or not self.comneck.config.codec_config.build_synthesis:
+            return None
+        return (self.comneck.codec.decode(received.latents, size=size).float() * 255).round() / 255
+
+
+__all__ = [
+    "Baseline",
+    "Latents",
+    "Original",
+    "PictureFiles",
+    "PostProcessing",
+    "Received",
+    "Reconstruction",
+    "now",
+]

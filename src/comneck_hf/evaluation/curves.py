@@ -1,12 +1,12 @@
 """Curves over the rate, compared at equal bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 
-__all__ = ["BdRate", "bd_rate", "common_rates", "value_at", "values_at_equal_bytes"]
+__all__ = ["BdRate", "Gain", "average_gain", "bd_rate", "common_rates", "value_at"]
 
 Curve = Sequence[tuple[float, float]]
 
@@ -27,27 +27,42 @@ def value_at(curve: Curve, rate: float) -> float:
     return float(np.interp(np.log(rate), np.log(rates), values))
 
 
-def common_rates(curves: Mapping[str, Curve], *, count: int = 5) -> list[float]:
-    """Rates that all curves cover, evenly spaced in the logarithm.
+def common_rates(anchor: Curve, test: Curve, *, count: int = 5) -> list[float]:
+    """Rates that both curves cover, evenly spaced in the logarithm.
 
     Raises:
         ValueError: If there is none.
     """
-    low = max(min(rate for rate, _ in curve) for curve in curves.values())
-    high = min(max(rate for rate, _ in curve) for curve in curves.values())
+    low = max(min(rate for rate, _ in curve) for curve in (anchor, test))
+    high = min(max(rate for rate, _ in curve) for curve in (anchor, test))
     if low > high:
-        raise ValueError(
-            f"The curves {sorted(curves)} have no rate in common: one starts at {low:.4g}, one ends at {high:.4g}."
-        )
+        raise ValueError(f"The curves have no rate in common: one starts at {low:.4g}, one ends at {high:.4g}.")
     return [float(rate) for rate in np.geomspace(low, high, count).clip(low, high)]
 
 
-def values_at_equal_bytes(curves: Mapping[str, Curve], *, count: int = 5) -> list[dict[str, float]]:
-    """The values of all curves at rates that all of them cover: `{"rate": ..., NAME: ...}` each."""
-    return [
-        {"rate": rate, **{name: value_at(curve, rate) for name, curve in curves.items()}}
-        for rate in common_rates(curves, count=count)
-    ]
+@dataclass(frozen=True)
+class Gain:
+    """Average difference of values at equal rates.
+
+    Attributes:
+        difference: Positive where the tested curve is above.
+        low, high: Rates between which both curves lie, over whose logarithm it is averaged.
+    """
+
+    difference: float
+    low: float
+    high: float
+
+
+def average_gain(anchor: Curve, test: Curve) -> Gain:
+    """How far `test` is above `anchor` at equal rates, on average; both as in `value_at`.
+
+    Raises:
+        ValueError: If the curves have no rate in common.
+    """
+    rates = common_rates(anchor, test)
+    differences = [value_at(test, rate) - value_at(anchor, rate) for rate in rates]
+    return Gain(sum(differences) / len(differences), rates[0], rates[-1])
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 
-__all__ = ["plot_answers", "plot_rate_accuracy", "plot_rate_distortion", "plot_speedups", "save_label_figure"]
+__all__ = ["plot_answers", "plot_curves", "plot_speedups", "save_label_figure"]
 
+_RATE_NAMES = {"bytes": "bytes per picture, whole files", "bpp": "bits per pixel, whole files"}
+_VALUE_NAMES = {
+    "top1": "zero-shot accuracy in %",
+    "top5": "zero-shot top-5 accuracy in %",
+    "accuracy": "right answers in %",
+    "psnr-rgb": "PSNR in dB",
+    "ms-ssim-rgb": "MS-SSIM",
+}
 _BAR_COLOR, _HIGHLIGHT_COLOR = "#9db7d5", "#1f5a96"
 
 
@@ -56,53 +67,50 @@ def save_label_figure(
     figure.savefig(path)
 
 
-def plot_rate_distortion(results: Mapping[str, Mapping[str, object]], path: str | Path, *, name: str) -> None:
-    """Draws the codec's point over JPEG's curve, one panel per data set.
-
-    Args:
-        results: Per data set, what `measure_rate_distortion` returned.
-        path: Where to write; the suffix chooses the format.
-        name: The codec, for the legend.
-    """
-    figure = Figure(figsize=(5.2 * len(results), 4.0), dpi=120, layout="constrained")
-    axes = figure.subplots(1, len(results), squeeze=False)[0]
-    for axis, (data, values) in zip(axes, results.items(), strict=True):
-        curve = values["jpeg_curve"]
-        axis.plot([point["bpp"] for point in curve], [point["psnr"] for point in curve], "o-", label="JPEG", ms=3)
-        axis.plot([values["bpp"]], [values["psnr"]], "*", ms=13, color=_HIGHLIGHT_COLOR, label=name)
-        axis.set(
-            title=f"{data} ({values['pictures']} pictures)",
-            xlabel="bits per pixel, whole files",
-            ylabel="PSNR in dB (mean)",
-            xlim=(0, 4 * values["bpp"]),
-        )
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(path)
-
-
-def plot_rate_accuracy(
-    curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, original: float
+def plot_curves(
+    panels: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]], path: str | Path, *, rate: str = "bytes"
 ) -> None:
-    """Draws accuracies over bytes, with the accuracy from uncoded pictures as a line.
+    """Draws values of systems over the rate, with intervals where there are any; uncoded pictures are a line.
 
     Args:
-        curves: By name, pairs of bytes per picture and accuracy in percent.
+        panels: By title, `systems` as `summarize` gives them, and the value that is drawn.
         path: Where to write; the suffix chooses the format.
-        original: Accuracy from uncoded pictures in percent.
+        rate: `"bytes"` or `"bpp"`.
+
+    Raises:
+        ValueError: If the rate is unknown or no system has the value.
     """
-    figure = Figure(figsize=(6.2, 4.4), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    axis.axhline(original, color="black", lw=1, ls="--", label="original pictures")
-    for name, curve in curves.items():
-        rates, values = zip(*sorted(curve), strict=True)
-        axis.plot(rates, values, "o-", ms=4, label=name)
-    axis.set(xscale="log", xlabel="bytes per picture, whole files", ylabel="zero-shot accuracy in %")
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.xaxis.set_minor_formatter("{x:.0f}")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
+    if rate not in _RATE_NAMES:
+        raise ValueError(f"`rate` must be one of {sorted(_RATE_NAMES)}, got {rate!r}.")
+    figure = Figure(figsize=(6.2 * len(panels), 4.6), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, (systems, value)) in zip(axes, panels.items(), strict=True):
+        drawn = [system for system in systems if value in system["results"]]
+        if not drawn:
+            known = sorted(set().union(*(system["results"] for system in systems)))
+            raise ValueError(f"No system of {title!r} has {value!r}; they have {known}.")
+        for system in drawn:
+            _draw_system(axis, system, value, rate)
+        axis.set(xscale="log", xlabel=_RATE_NAMES[rate], ylabel=_VALUE_NAMES.get(value, value))
+        axis.set_title(title, fontsize=10)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
     figure.savefig(path)
+
+
+def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -> None:
+    name, results = system["name"], system["results"]
+    if rate not in results:
+        axis.axhline(results[value][0], color="black", lw=1, ls="--", label=f"{name} pictures")
+        return
+    values = np.array(results[value])
+    errors = None
+    if f"{value}_interval" in results:
+        low, high = np.array(results[f"{value}_interval"]).T
+        errors = (values - low, high - values)
+    axis.errorbar(results[rate], values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
 
 
 def plot_answers(rows: Sequence[Mapping[str, object]], path: str | Path, *, tasks: Mapping[str, str]) -> None:

@@ -1,8 +1,5 @@
 """Rate, distortion and zero-shot accuracy of a ComNeck model, from real bytes."""
 
-from collections.abc import Iterable
-from statistics import fmean
-
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -11,12 +8,7 @@ from transformers import CLIPModel
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.modeling_elic import ElicModel
 from ..training.augmentation import clip_inputs
-from .baselines import JPEG_OPTIONS, encode_jpeg, jpeg_at_bytes, jpeg_at_psnr
-from .metrics import bits_per_pixel, picture_psnr
-from .pictures import tensor_picture
-
-
-JPEG_CURVE = (2, 5, 10, 15, 20, 30, 40, 50, 65, 80)
+from .metrics import bits_per_pixel
 
 
 @torch.no_grad()
@@ -127,46 +119,4 @@ def measure_codec(codec: ElicModel, pictures: torch.Tensor, *, batch_size: int =
     }
 
 
-@torch.no_grad()
-def measure_rate_distortion(codec: ElicModel, pictures: Iterable[torch.Tensor]) -> dict[str, object]:
-    """Means over pictures of real bytes and PSNR, beside JPEG at equal bytes, at equal PSNR, and as a curve.
-
-    Args:
-        codec: The codec, with its sizes of any kind.
-        pictures: uint8 `(3, height, width)` each.
-    """
-    rows: list[dict[str, float]] = []
-    curve: dict[int, list[tuple[float, float]]] = {quality: [] for quality in JPEG_CURVE}
-    for picture in tqdm(list(pictures), desc="rate-distortion"):
-        height, width = picture.shape[-2:]
-        (bitstream,) = codec.compress(picture[None].float() / 255)
-        decoded = codec.decode(codec.decompress([bitstream]), size=(height, width))[0]
-        original = tensor_picture(picture)
-        value = picture_psnr(tensor_picture((decoded * 255).round().to(torch.uint8)), original)
-        same_bytes, same_psnr = jpeg_at_bytes(original, len(bitstream)), jpeg_at_psnr(original, value)
-        rows.append(
-            {
-                "bytes": len(bitstream),
-                "bpp": bits_per_pixel(len(bitstream), height=height, width=width),
-                "psnr": value,
-                "jpeg_psnr_at_equal_bytes": same_bytes.psnr,
-                "jpeg_bytes_at_equal_bytes": len(same_bytes.data),
-                "jpeg_bytes_at_equal_psnr": len(same_psnr.data),
-            }
-        )
-        for quality in JPEG_CURVE:
-            jpeg = encode_jpeg(original, quality=quality)
-            curve[quality].append((bits_per_pixel(len(jpeg.data), height=height, width=width), jpeg.psnr))
-    means = {name: fmean(row[name] for row in rows) for name in rows[0]}
-    return {
-        "pictures": len(rows),
-        **means,
-        "jpeg_options": {**JPEG_OPTIONS, "encoder": "Pillow"},
-        "jpeg_curve": [
-            {"quality": quality, "bpp": fmean(b for b, _ in points), "psnr": fmean(p for _, p in points)}
-            for quality, points in curve.items()
-        ],
-    }
-
-
-__all__ = ["measure_accuracy", "measure_codec", "measure_distance", "measure_rate_distortion"]
+__all__ = ["measure_accuracy", "measure_codec", "measure_distance"]

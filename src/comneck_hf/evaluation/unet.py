@@ -1,6 +1,9 @@
 """The U-Net of the paper's Post-processing baseline: a decoded picture to one that CLIP understands better."""
 
+from collections.abc import Sequence
+
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 
@@ -18,7 +21,7 @@ class DoubleConvolution(nn.Sequential):
         super().__init__(*layers)
 
 
-class PostProcessingUNet(nn.Module):
+class PostProcessingUNet(nn.Module, PyTorchModelHubMixin):
     """U-Net (Ronneberger et al., 2015), as the ComNeck paper puts it behind the decoder (its figure 1b, table 3).
 
     picture -> down 1 -> down 2 -> ... -> bottom
@@ -29,10 +32,12 @@ class PostProcessingUNet(nn.Module):
 
     Args:
         widths: Channels at each resolution, from the full one down; every next one has half the height and width.
+        fingerprint: Of the codec whose pictures it was trained on.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512, 1024)) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512, 1024), fingerprint: int | None = None) -> None:
         super().__init__()
+        self.fingerprint = fingerprint
         self.down = nn.ModuleList(
             DoubleConvolution(before, after) for before, after in zip((3, *widths), widths, strict=False)
         )

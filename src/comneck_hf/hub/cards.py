@@ -93,24 +93,38 @@ def load_facts(path: str | Path) -> ModelFacts:
 
 
 def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, float], dict[str, Any]]:
-    """Measurements of one model in a file of results, and their setting; both empty where there are none.
+    """Zero-shot measurements of one model in a file of results, and their setting; both empty where there are none.
 
     Args:
-        file: Such as `rate_accuracy_tiny.json`, with one row per scenario and quality. For a CLIP also
-            `comneck_tiny.json`, whose `original_top1` is the CLIP's own.
+        file: Of `comneck eval`, with the baselines `original` and `reconstruction`.
         config: The model's.
 
     Raises:
         OSError: If there is no such file.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
-    if _KINDS[config.model_type] == "clip":
-        return content["accuracy"], content["setting"]
-    point = tuple(getattr(config, name, None) for name in ("scenario", "quality"))
-    for row in content.get("models", []):
-        if (row["scenario"], row["quality"]) == point:
-            return row, content["setting"]
-    return {}, {}
+    task = content["tasks"].get("zero-shot", {"systems": []})
+    points = {
+        (system["name"], quality): {name: values[place] for name, values in system["results"].items()}
+        for system in task["systems"]
+        for place, quality in enumerate(system["results"]["quality"])
+    }
+    row: dict[str, float] = {}
+    if ("original", "") in points:
+        row["original_top1"] = points["original", ""]["top1"]
+    if _KINDS[config.model_type] == "comneck":
+        quality = f"q{config.quality}"
+        latents = points.get((config.scenario, quality))
+        if latents is None:
+            return {}, {}
+        seen = "reconstruction" if config.scenario == "d1" else f"{config.scenario} reconstruction"
+        row |= {"latents_top1": latents["top1"], "bytes_per_picture": latents["bytes"], "bpp": latents["bpp"]}
+        row |= {"psnr": latents["psnr-rgb"]} if "psnr-rgb" in latents else {}
+        row |= {"decoded_top1": points[seen, quality]["top1"]} if (seen, quality) in points else {}
+    if not row:
+        return {}, {}
+    setting = {"data": task["data"], "split": content["setting"]["split"]}
+    return {"pictures": task["pictures"], **row}, setting
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What frozen models say of a pack, computed once: a codec's latents and a teacher's embeddings of the same crops."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import CLIPModel, PreTrainedModel
 
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.augmentation import Augmentation
+from comneck_hf.training.content import content_digest
 from comneck_hf.training.data import ImagePack
 from comneck_hf.training.surrogate import teacher_features
 
@@ -100,12 +100,10 @@ def _kept(
     """The function's values for all crops, from files where they were computed before with the same weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(repr((variants.augmentation, variants.seed)).encode())
-    for tensor in (variants.pack.images, *model.state_dict().values()):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest = content_digest(repr((variants.augmentation, variants.seed)), variants.pack.images, model)
     parts = []
     for variant in range(variants.count):
-        file = folder / f"{name}-{digest.hexdigest()[:16]}-{variant:02d}.safetensors"
+        file = folder / f"{name}-{digest}-{variant:02d}.safetensors"
         if not file.exists():
             batches = tqdm(
                 variants.batches(variant),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from comneck_hf.training.content import content_digest
 
 
 __all__ = ["PROMPTS_NAME", "ClassPrompts", "load_class_prompts", "save_class_prompts", "zero_shot_weights"]
@@ -102,7 +103,8 @@ def zero_shot_weights(
         float `(num_classes, projection_dim)` of unit-norm rows, on the device of the model.
     """
     prompts = ClassPrompts(tuple(templates), tuple(class_names))
-    file = None if cache_dir is None else Path(cache_dir) / f"zero-shot-{_digest(clip_model, prompts)}.safetensors"
+    digest = content_digest(repr(prompts), clip_model.text_model, clip_model.text_projection)
+    file = None if cache_dir is None else Path(cache_dir) / f"zero-shot-{digest}.safetensors"
     if file is not None and file.exists():
         return load_file(file, device=str(clip_model.device))["weights"]
     texts = [template.format(name) for name in prompts.class_names for template in prompts.templates]
@@ -120,14 +122,6 @@ def zero_shot_weights(
         save_file({"weights": weights.detach().cpu().contiguous()}, file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
     return weights
-
-
-def _digest(clip_model: CLIPModel, prompts: ClassPrompts) -> str:
-    digest = hashlib.sha256(repr(prompts).encode())
-    for part in (clip_model.text_model, clip_model.text_projection):
-        for tensor in part.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _text_embeddings(clip_model: CLIPModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

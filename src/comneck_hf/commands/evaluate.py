@@ -1,0 +1,171 @@
+"""`comneck eval` and `comneck plot`: accuracy over real bytes, beside baselines, and figures of it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    one_line_errors,
+    placement,
+    print_json,
+)
+
+
+__all__ = ["evaluate", "plot"]
+
+TASKS = ("zero-shot", "distortion", "naming", "questions")
+BASELINE_HELP = (
+    "original; reconstruction; codec=FOLDER; post-processing=FOLDER; jpeg, webp, avif or jxl, also at one quality "
+    "(jpeg:10) or within a number of bytes (jpeg@400). Repeat it for more."
+)
+
+
+@one_line_errors
+def evaluate(
+    data: Annotated[str, typer.Option("--data", help="Labelled pictures: folder or Hub id that `datasets` loads.")],
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ComNeck models; repeat for more.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option("--baseline", help=BASELINE_HELP)] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help=f"{', '.join(TASKS)}; repeat for more.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Of the data.")] = "validation",
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="At most so many of the split.")] = 1_000_000,
+    clip: Annotated[str, typer.Option("--clip", help="CLIP that the models were made from.")] = "comneck-tiny-clip",
+    llava: Annotated[str | None, typer.Option("--llava", help="Answers in naming and questions.")] = None,
+    questions_data: Annotated[
+        str | None, typer.Option("--questions-data", help="Data with columns questions and answers, split test.")
+    ] = None,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="At most so many of them.")] = 2000,
+    distortion_data: Annotated[
+        str | None, typer.Option("--distortion-data", help="Folder of pictures of any size, for the task distortion.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("evaluation.json"),
+    work_dir: Annotated[
+        Path | None, typer.Option("--work-dir", help="Keeps what is done, by default OUTPUT without suffix.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time.")] = 64,
+    num_proc: Annotated[int, typer.Option("--num-proc", min=1, help="Picture files coded at a time.")] = 1,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure models and baselines: bytes, quality and accuracy, with intervals and savings.
+
+    An interrupted run goes on when it is repeated. Under torchrun the processes share the pictures.
+    """
+    from ..evaluation.measurements import measure_all, summarize
+    from .evaluation_parts import Parts, environment, process
+
+    where = placement(device, dtype)
+    parts = Parts(
+        models=model or ["comneck-tiny-d1-q2"],
+        clip=clip,
+        data=data,
+        split=split,
+        pictures=pictures,
+        llava=llava,
+        questions_data=questions_data,
+        questions=questions,
+        distortion_data=distortion_data,
+        num_proc=num_proc,
+        **where,
+    )
+    rank, world_size = process()
+    points = measure_all(
+        parts.baselines(baseline or ["original", "reconstruction"]),
+        [parts.task(name) for name in task or ["zero-shot"]],
+        folder=work_dir or output.with_suffix(""),
+        batch_size=batch_size,
+        device=where["device"],
+        rank=rank,
+        world_size=world_size,
+        progress=not quiet,
+    )
+    if rank > 0:
+        return
+    found = {name: {"data": parts.data_name(name), **values} for name, values in summarize(points).items()}
+    results = {"setting": {**parts.setting(), **environment()}, "tasks": found}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(results)
+    elif not quiet:
+        typer.echo(f"{_table(results['tasks'])}\n\nresults: {output}")
+
+
+@one_line_errors
+def plot(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS.json", help="Of `comneck eval`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure; its suffix says the format.")] = Path(
+        "evaluation.png"
+    ),
+    value: Annotated[
+        str | None, typer.Option("--value", help="top1, top5, accuracy, psnr-rgb, ms-ssim-rgb; accuracy by default.")
+    ] = None,
+    rate: Annotated[str, typer.Option("--rate", help="bytes or bpp.")] = "bytes",
+    force: ForceOption = False,
+) -> None:
+    """Draw what `comneck eval` measured: accuracy or quality over the rate, with intervals."""
+    from ..evaluation.plots import plot_curves
+    from .files import refuse_existing
+
+    if not force:
+        refuse_existing([output])
+    panels: dict[str, Any] = {}
+    for file in results:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "tasks" not in content:
+            raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
+        for task, found in content["tasks"].items():
+            panels[f"{task}, {found['pictures']:,} pictures of {found['data']}"] = (
+                found["systems"],
+                value or found["value"],
+            )
+    plot_curves(panels, output, rate=rate)
+    typer.echo(str(output))
+
+
+def _table(tasks: dict[str, Any]) -> str:
+    """One line per point, for a terminal."""
+    lines = []
+    for task, found in tasks.items():
+        value = found["value"]
+        lines += ["", f"{task}, {found['pictures']:,} pictures of {found['data']}"]
+        lines.append(f"{'':28}{'bytes':>10}{'bpp':>8}{'PSNR':>8}{value:>12}  95 % interval")
+        for system in found["systems"]:
+            columns = system["results"]
+            for place, quality in enumerate(columns["quality"]):
+                shown = [
+                    f"{columns[name][place]:{width}.{digits}f}" if name in columns else " " * width
+                    for name, width, digits in (("bytes", 10, 1), ("bpp", 8, 3), ("psnr-rgb", 8, 2), (value, 12, 2))
+                ]
+                interval = columns.get(f"{value}_interval")
+                bounds = "  {:.1f} to {:.1f}".format(*interval[place]) if interval else ""
+                point = f"{system['name']} {quality}"
+                lines.append(f"{point:28}{''.join(shown)}{bounds}")
+        for name, compared in found.get("against_reconstruction", {}).items():
+            lines += [f"{name} against reconstruction: {line}" for line in _comparison(compared)]
+    return "\n".join(lines[1:])
+
+
+def _comparison(compared: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in compared.items():
+        value, _, kind = name.partition("_")
+        if isinstance(found, str):
+            lines.append(f"no {name.replace('_', ' ')}: {found}")
+            continue
+        interval = "" if found["interval"] is None else " ({:+.1f} to {:+.1f})".format(*found["interval"])
+        span = f"between {found['low']:.4g} and {found['high']:.4g}"
+        if kind == "bd_rate":
+            lines.append(f"{found['percent']:+.1f} %{interval} of the bytes at equal {value}, {span}")
+        else:
+            lines.append(f"{found['difference']:+.2f}{interval} {value} at equal bytes, {span}")
+    return lines

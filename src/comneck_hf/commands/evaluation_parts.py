@@ -1,0 +1,211 @@
+"""Baselines and tasks of `comneck eval` from what its options name."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+
+from .. import __version__
+from ..evaluation.answers import Question, spread
+from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, PostProcessing, Reconstruction
+from ..evaluation.file_formats import FILE_FORMATS, find_format
+from ..evaluation.pictures import load_picture_folder
+from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
+from ..evaluation.unet import PostProcessingUNet
+from ..training.conversations import NAMING_QUESTIONS, load_questions
+from ..training.data import ImagePack, load_sample
+from ..training.zero_shot import load_class_prompts, zero_shot_weights
+from .loading import load_codec, load_model, load_model_config, resolve_model
+
+
+__all__ = ["Parts", "environment", "process"]
+
+Builder = Callable[[], Baseline]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What is measured.
+
+    Attributes:
+        models: `FOLDER_OR_ID`, or `NAME=FOLDER_OR_ID` for a curve of that name.
+        clip: The CLIP of all of them.
+        data, split, pictures: Labelled pictures, and how many of them at most.
+        llava: Answers questions; `None` where none are asked.
+        questions_data, questions: Pictures with questions, and how many of them at most.
+        distortion_data: Folder of pictures of any size.
+        num_proc: Picture files coded at a time.
+        device, dtype: Of all models.
+    """
+
+    models: Sequence[str]
+    clip: str
+    data: str
+    split: str
+    pictures: int
+    llava: str | None
+    questions_data: str | None
+    questions: int
+    distortion_data: str | None
+    num_proc: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def baselines(self, names: Sequence[str]) -> list[Builder]:
+        """What builds the baselines of these names, and the models.
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        builders = [builder for name in names for builder in self._named(name)]
+        return builders + [partial(self._latents, name) for name in self.models]
+
+    def _named(self, name: str) -> list[Builder]:
+        kind, _, folder = name.partition("=")
+        if name == "original":
+            return [Original]
+        if name == "reconstruction":
+            return [partial(self._reconstruction, model) for model in self.models if self._decodes(model)]
+        if kind == "codec" and folder:
+            return [partial(self._codec, folder)]
+        if kind == "post-processing" and folder:
+            return [partial(self._post_processing, folder)]
+        file_format, mark, level = _split_at_mark(name)
+        if file_format not in FILE_FORMATS or (mark and not level.isdigit()):
+            raise ValueError(
+                f"No baseline is called {name!r}. Use original, reconstruction, codec=FOLDER, post-processing=FOLDER, "
+                f"or one of {', '.join(FILE_FORMATS)}, alone, with a quality (jpeg:10) or with a size (jpeg@400)."
+            )
+        options: list[dict[str, int]] = [{"quality": quality} for quality in find_format(file_format).sweep]
+        if mark:
+            options = [{"quality" if mark == ":" else "max_bytes": int(level)}]
+        return [partial(PictureFiles, file_format, num_threads=self.num_proc, **option) for option in options]
+
+    def _latents(self, name: str) -> Latents:
+        curve, _, folder = name.rpartition("=")
+        return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None)
+
+    def _decodes(self, name: str) -> bool:
+        config = load_model_config(name.rpartition("=")[2])
+        return config.scenario != "d3" and config.codec_config.build_synthesis
+
+    def _reconstruction(self, name: str) -> Reconstruction:
+        curve, _, folder = name.rpartition("=")
+        config = load_model_config(folder)
+        owner = curve or ("" if config.scenario == "d1" else config.scenario)
+        codec = load_codec(folder, device=self.device, dtype=self.dtype)
+        return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=f"q{config.quality}")
+
+    def _codec(self, folder: str) -> Reconstruction:
+        codec = load_codec(folder, device=self.device, dtype=self.dtype)
+        quality = getattr(codec.config, "quality", None)
+        return Reconstruction(codec, name=codec.config.model_type, quality=f"q{quality}" if quality else "")
+
+    def _post_processing(self, folder: str) -> PostProcessing:
+        if not Path(folder).is_dir():
+            raise ValueError(f"There is no folder {folder!r}; train a U-Net with `scripts/train_postprocessing.py`.")
+        unet = PostProcessingUNet.from_pretrained(folder).eval().to(self.device)
+        for name in self.models:
+            codec = load_codec(name.rpartition("=")[2], device=self.device, dtype=self.dtype)
+            if codec.exact.fingerprint == unet.fingerprint:
+                return PostProcessing(codec, unet, quality=f"q{codec.config.quality}")
+        raise ValueError(
+            f"The U-Net of {folder} was trained for the codec {unet.fingerprint:08x}, which none of the models has. "
+            "Add the model whose codec it was trained with."
+        )
+
+    def task(self, name: str) -> Task:
+        """The task of this name.
+
+        Raises:
+            ValueError: If it is unknown, or lacks a LLaVA or questions.
+        """
+        if name == "zero-shot":
+            return self._zero_shot()
+        if name == "distortion":
+            if self.distortion_data is None:
+                raise ValueError("The task distortion needs --distortion-data, a folder of pictures.")
+            return Distortion(load_picture_folder(self.distortion_data))
+        if name not in ("naming", "questions"):
+            raise ValueError(f"No task is called {name!r}. Use zero-shot, distortion, naming or questions.")
+        if self.llava is None or (name == "questions" and self.questions_data is None):
+            raise ValueError(f"The task {name} needs --llava{' and --questions-data' if name == 'questions' else ''}.")
+        llava = AutoModelForImageTextToText.from_pretrained(self.llava, dtype=self.dtype).eval().to(self.device)
+        processor = AutoProcessor.from_pretrained(self.llava)
+        if name == "naming":
+            pack = self._pack()
+            asked = [
+                Question(number, NAMING_QUESTIONS[0], pack.class_names[label])
+                for number, label in enumerate(pack.labels.tolist())
+            ]
+            return Questions(llava, processor, pack.images, asked, name=name)
+        questions = load_questions(self.questions_data, "test", size=self._side())
+        asked = [Question(number, *turn) for number, turns in enumerate(questions.turns) for turn in turns]
+        return Questions(llava, processor, questions.images, spread(asked, self.questions), name=name)
+
+    def _zero_shot(self) -> ZeroShot:
+        folder, pack = resolve_model(self.clip), self._pack()
+        clip = CLIPModel.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
+        weights = zero_shot_weights(
+            clip,
+            AutoTokenizer.from_pretrained(folder),
+            class_names=list(pack.class_names),
+            templates=load_class_prompts(folder).templates,
+        )
+        return ZeroShot(clip, pack.images, pack.labels, weights.float())
+
+    def _pack(self) -> ImagePack:
+        pack = load_sample(self.data, self.split, self.pictures, side=self._side())
+        if pack.labels is None:
+            raise ValueError(f"{self.data} has no column `label` with classes. Use labelled pictures.")
+        return pack
+
+    def _side(self) -> int:
+        sides = {load_model_config(name.rpartition("=")[2]).image_size for name in self.models}
+        if len(sides) > 1:
+            raise ValueError(f"Models are compared on pictures of one size, these take {sorted(sides)} pixels.")
+        return sides.pop()
+
+    def data_name(self, task: str) -> str:
+        """The data that a task asks about."""
+        others = {"questions": self.questions_data, "distortion": self.distortion_data}
+        return Path(others.get(task) or self.data).name
+
+    def setting(self) -> dict[str, Any]:
+        """What was measured, for the results."""
+        facts = {"split": self.split, "clip": Path(self.clip).name}
+        if self.llava is not None:
+            facts |= {"llava": Path(self.llava).name}
+        return facts | {"side": self._side(), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the results."""
+    return {
+        "comneck_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "interval": "95 %, bootstrap over pictures",
+    }
+
+
+def process() -> tuple[int, int]:
+    """Number of this process and how many there are; joins them under torchrun."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes
+
+
+def _split_at_mark(name: str) -> tuple[str, str, str]:
+    for mark in (":", "@"):
+        if mark in name:
+            return name.partition(mark)
+    return name, "", ""

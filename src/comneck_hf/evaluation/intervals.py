@@ -1,0 +1,96 @@
+"""Bootstrap intervals over pictures: of means, and of the average saving between two curves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from .curves import BdRate, Curve, Gain, average_gain, bd_rate
+
+
+# Per picture the total of what was measured and how often it was, by the name of the quantity: `(2, pictures)` each
+Columns = Mapping[str, np.ndarray]
+
+_PERCENTILES = (2.5, 97.5)
+
+
+def mean_of(column: np.ndarray) -> float:
+    """The mean of a column `(2, pictures)`: the sum of its totals over the sum of its counts."""
+    return float(column[0].sum() / column[1].sum())
+
+
+def resample(pictures: int, *, count: int, seed: int = 0) -> np.ndarray:
+    """How often each picture is drawn in each resample: `(count, pictures)`, the same for the same arguments."""
+    return np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=count)
+
+
+def bootstrap_interval(column: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of `mean_of` over resampled pictures (Efron, 1979).
+
+    Args:
+        column: As for `mean_of`.
+        resamples: Sets of pictures that are drawn.
+        seed: Of the draws.
+    """
+    totals, counts = (resample(column.shape[1], count=resamples, seed=seed) @ column.T).T
+    low, high = np.percentile(totals / counts, _PERCENTILES)
+    return float(low), float(high)
+
+
+def saving(
+    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """BD-rate of a curve against another, with its 95 % bootstrap interval over pictures.
+
+    Args:
+        anchor, test: The points of the curves, with the columns `bytes` and `value`, over the same pictures.
+        value: The quantity that grows with the rate.
+        resamples, seed: As in `bootstrap_interval`. The same pictures are drawn for all points.
+
+    Returns:
+        The fields of [`BdRate`], the `interval` of its percentage (`None` where no resample has one) and
+        `resamples_compared`, the percentage of resamples whose curves could be compared.
+
+    Raises:
+        ImportError: Without the extra `eval`.
+        ValueError: If the curves cannot be compared, or are not of the same pictures.
+    """
+    return _compare(bd_rate, "percent", anchor, test, value, resamples, seed)
+
+
+def gain(
+    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """`average_gain` of a curve over another at equal bytes, with the interval of its `difference`; as `saving`."""
+    return _compare(average_gain, "difference", anchor, test, value, resamples, seed)
+
+
+def _compare(
+    compare: Callable[[Curve, Curve], BdRate | Gain],
+    number: str,
+    anchor: Sequence[Columns],
+    test: Sequence[Columns],
+    value: str,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    sizes = {point["bytes"].shape[1] for point in (*anchor, *test)}
+    if len(sizes) != 1:
+        raise ValueError(f"Curves are compared over the same pictures, these have {sorted(sizes)} pictures.")
+    found = compare(_curve(anchor, value), _curve(test, value))
+    drawn = []
+    for weights in resample(sizes.pop(), count=resamples, seed=seed):
+        try:
+            drawn.append(getattr(compare(_curve(anchor, value, weights), _curve(test, value, weights)), number))
+        except ValueError:
+            continue  # of few pictures, some draws do not grow with the rate
+    interval = [float(bound) for bound in np.percentile(drawn, _PERCENTILES)] if drawn else None
+    return {**asdict(found), "interval": interval, "resamples_compared": 100 * len(drawn) / resamples}
+
+
+def _curve(points: Sequence[Columns], value: str, weights: np.ndarray | float = 1.0) -> Curve:
+    return [(mean_of(point["bytes"] * weights), mean_of(point[value] * weights)) for point in points]
+
+
+__all__ = ["Columns", "bootstrap_interval", "gain", "mean_of", "resample", "saving"]

@@ -1,0 +1,203 @@
+"""Runs baselines over tasks, picture by picture, and sums them up with intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..training.content import content_digest
+from .baselines import Baseline
+from .intervals import Columns, bootstrap_interval, gain, mean_of, saving
+from .metrics import bits_per_pixel, ms_ssim, psnr
+from .tasks import Task
+
+
+# CompressAI's names where it has one
+_NAMES = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
+_WITH_INTERVAL = ("top1", "top5", "accuracy")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A baseline on a task.
+
+    Attributes:
+        task: Name of the task.
+        name: Of the baseline's curve.
+        quality: Of the point on it.
+        columns: Measured quantities.
+    """
+
+    task: str
+    name: str
+    quality: str
+    columns: Columns
+
+
+@torch.no_grad()
+def measure(
+    baseline: Baseline,
+    task: Task,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> Columns:
+    """Sends all pictures of a task through a baseline.
+
+    Args:
+        baseline, task: What to run.
+        batch_size: Pictures at a time.
+        device: Of the models.
+        rank, world_size: Which of how many processes this is; each takes every `world_size`-th picture.
+        progress: Whether to show a bar.
+
+    Returns:
+        Columns `(2, pictures)`: those of the task; `bytes` and `bpp` of whole files where pictures are coded; `psnr`
+        in dB and `ms_ssim` of the pictures that a person would see, where there are any; `encode_seconds`,
+        `decode_seconds` and so on.
+    """
+    numbers = list(range(len(task.pictures)))[rank::world_size]
+    batch_size = batch_size if isinstance(task.pictures, torch.Tensor) else 1
+    starts = range(0, len(numbers), batch_size)
+    title = f"{task.name}: {baseline.name} {baseline.quality}".rstrip()
+    parts = [
+        _measure_batch(baseline, task, numbers[first : first + batch_size], device)
+        for first in tqdm(starts, desc=title, disable=not progress, leave=False)
+    ]
+    columns = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    if world_size > 1:
+        shares = gather_object([(numbers, columns)])
+        order = np.argsort(np.concatenate([share for share, _ in shares]))
+        columns = {name: np.concatenate([part[name] for _, part in shares], axis=1)[:, order] for name in columns}
+    return columns
+
+
+def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: torch.device | str) -> Columns:
+    chosen = task.pictures[numbers] if isinstance(task.pictures, torch.Tensor) else task.pictures[numbers[0]][None]
+    pictures = chosen.to(device)
+    received = baseline.receive(pictures)
+    columns = dict(task.score(baseline, received, numbers))
+    height, width = pictures.shape[-2:]
+    seconds = dict(received.seconds)
+    measured: dict[str, Sequence[float]] = {}
+    if received.num_bytes is not None:
+        measured["bytes"] = received.num_bytes
+        measured["bpp"] = [bits_per_pixel(size, height=height, width=width) for size in received.num_bytes]
+    seen = baseline.look(received, (height, width))
+    if seen is not None:
+        measured["psnr"] = psnr(seen.clamp(0, 1), pictures / 255).tolist()
+        measured["ms_ssim"] = ms_ssim(seen.clamp(0, 1), pictures / 255).tolist()
+    for stage, total in seconds.items():
+        measured[f"{stage}_seconds"] = [total / len(numbers)] * len(numbers)
+    return columns | {name: np.stack([np.array(values), np.ones(len(numbers))]) for name, values in measured.items()}
+
+
+def measure_all(
+    baselines: Sequence[Callable[[], Baseline]],
+    tasks: Sequence[Task],
+    *,
+    folder: Path,
+    rank: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> list[Point]:
+    """Measures every baseline on every task, and keeps what is done: a run that was interrupted goes on.
+
+    Args:
+        baselines: What builds them, one at a time.
+        tasks: What is asked.
+        folder: Gets a file per baseline and task, named after everything that its content depends on.
+        rank, progress, options: Of `measure`.
+    """
+    points = []
+    folder.mkdir(parents=True, exist_ok=True)
+    identities = {task.name: content_digest(*task.depends_on()) for task in tasks}
+    done = set(folder.glob("*.safetensors"))  # before any process can add to them
+    for build in tqdm(baselines, desc="baselines", disable=rank > 0 or not progress):
+        baseline = build()
+        identity = content_digest(*baseline.depends_on())
+        for task in tasks:
+            file = folder / f"{identity}-{identities[task.name]}.safetensors"
+            if file in done:
+                columns: Columns = load_file(file)
+            else:
+                columns = measure(baseline, task, rank=rank, progress=progress and rank == 0, **options)
+                if rank == 0:
+                    save_file(dict(columns), file.with_suffix(".part"))
+                    file.with_suffix(".part").replace(file)
+            if columns:  # nothing is measured of pictures that were not coded and are not asked about
+                points.append(Point(task.name, baseline.name, baseline.quality, columns))
+    return points
+
+
+def summarize(points: Sequence[Point], *, anchor: str = "reconstruction") -> dict[str, Any]:
+    """Curves with intervals, in the shape of CompressAI's results, and how they compare with the anchor.
+
+    Args:
+        points: Of one or several tasks.
+        anchor: The curve that others are compared with, where it was measured.
+
+    Returns:
+        By task: `pictures`; the `value` that counts; `systems`, each with `name` and `results` (one list per quantity,
+        one entry per point in the order of the bytes); and `against_reconstruction`, or whatever the anchor is, by
+        system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none.
+    """
+    tasks = _ordered(points, "task")
+    return {task: _summarize_task([point for point in points if point.task == task], anchor) for task in tasks}
+
+
+def _summarize_task(points: Sequence[Point], anchor: str) -> dict[str, Any]:
+    curves = {name: [point for point in points if point.name == name] for name in _ordered(points, "name")}
+    for curve in curves.values():
+        curve.sort(key=lambda point: mean_of(point.columns["bytes"]) if "bytes" in point.columns else 0.0)
+    found: dict[str, Any] = {
+        "pictures": next(iter(points[0].columns.values())).shape[1],
+        "value": next((name for name in ("top1", "accuracy") if name in points[0].columns), _NAMES["psnr"]),
+        "systems": [{"name": name, "results": _results(curve)} for name, curve in curves.items()],
+    }
+    if anchor in curves:
+        columns = {name: [point.columns for point in curve] for name, curve in curves.items()}
+        found[f"against_{anchor}"] = {
+            name: _compare_curves(columns[anchor], curve)
+            for name, curve in columns.items()
+            if name != anchor and "bytes" in curve[0]
+        }
+    return found
+
+
+def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[str, Any]:
+    compared: dict[str, Any] = {}
+    for value in ("top1", "accuracy", "psnr"):
+        if value not in anchor[0] or value not in test[0]:
+            continue
+        for name, compare in (("bd_rate", saving), ("gain", gain)):
+            try:
+                compared[f"{value}_{name}"] = compare(anchor, test, value)
+            except ValueError as error:
+                compared[f"{value}_{name}"] = str(error)
+    return compared
+
+
+def _results(curve: Sequence[Point]) -> dict[str, list[Any]]:
+    results: dict[str, list[Any]] = {"quality": [point.quality for point in curve]}
+    for name in curve[0].columns:
+        results[_NAMES.get(name, name)] = [mean_of(point.columns[name]) for point in curve]
+        if name in _WITH_INTERVAL:
+            results[f"{name}_interval"] = [list(bootstrap_interval(point.columns[name])) for point in curve]
+    return results
+
+
+def _ordered(points: Sequence[Point], field: str) -> list[str]:
+    return list(dict.fromkeys(getattr(point, field) for point in points))
+
+
+__all__ = ["Point", "measure", "measure_all", "summarize"]

@@ -1,0 +1,168 @@
+"""What is asked about pictures that have arrived: their class by CLIP, or anything by a LLaVA with that CLIP."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
+
+from ..integrations.llava import attach_vision_tower, image_features
+from ..training.augmentation import clip_inputs
+from .answers import Question, generate_answers
+from .baselines import Baseline, Received
+from .intervals import Columns
+
+
+class Task(ABC):
+    """Pictures and what is asked about them.
+
+    Attributes:
+        name: Of the task.
+        pictures: uint8 `(n, 3, height, width)`, at the codec's input size; a list where sizes differ.
+    """
+
+    name: str
+    pictures: torch.Tensor | list[torch.Tensor]
+
+    @abstractmethod
+    def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
+        """What decides on results, besides the baseline."""
+
+    @abstractmethod
+    def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
+        """Scores of the pictures with these numbers, in percent, as columns `(2, len(numbers))`."""
+
+
+class Distortion(Task):
+    """Nothing is asked: bytes and quality of whole pictures of any size.
+
+    Args:
+        pictures: uint8 `(3, height, width)` each.
+        name: Of the task.
+    """
+
+    def __init__(self, pictures: list[torch.Tensor], *, name: str = "distortion") -> None:
+        self.name, self.pictures = name, pictures
+
+    def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
+        """The pictures."""
+        return (self.name, *self.pictures)
+
+    def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
+        """Nothing."""
+        return {}
+
+
+class ZeroShot(Task):
+    """Zero-shot classification.
+
+    Args:
+        clip: Sees pictures, and has the text tower of the classifier.
+        pictures: As in [`Task`].
+        labels: Classes, `(n,)`.
+        weights: Unit-norm text embeddings, `(classes, projection_dim)`.
+        name: Of the task.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPModel,
+        pictures: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        name: str = "zero-shot",
+    ) -> None:
+        self.name, self.clip, self.pictures, self.labels, self.weights = name, clip, pictures, labels, weights
+
+    def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
+        """Pictures, classes and CLIP."""
+        return (self.name, self.pictures, self.labels, self.weights, self.clip)
+
+    @torch.no_grad()
+    def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
+        """`top1` and `top5`."""
+        with received.timed("features"):
+            if baseline.comneck is None:
+                pixel_values = clip_inputs(received.pixel_values, self.clip.config.vision_config.image_size)
+                embeds = self.clip.get_image_features(pixel_values).pooler_output
+            else:
+                embeds = baseline.comneck(latents=received.latents).image_embeds
+        scores = F.normalize(embeds.float(), dim=-1) @ self.weights.T
+        expected = self.labels[list(numbers), None].to(scores.device)
+        right = scores.topk(min(5, len(self.weights))).indices.eq(expected).cpu().numpy()
+        ones = np.ones(len(right))
+        return {"top1": np.stack([100 * right[:, 0], ones]), "top5": np.stack([100 * right.any(1), ones])}
+
+
+class Questions(Task):
+    """Questions that a LLaVA answers; every ComNeck is attached to it as it is.
+
+    Args:
+        llava: Trained on pixels, or with LLaVolta's pooling.
+        processor: Its processor.
+        pictures: As in [`Task`].
+        questions: About the pictures by their numbers.
+        name: Of the task.
+        judge: The score of an answer between 0 and 1; by default 1 where it is the expected one but for upper and
+            lower case.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(
+        self,
+        llava: PreTrainedModel,
+        processor: ProcessorMixin,
+        pictures: torch.Tensor,
+        questions: Sequence[Question],
+        *,
+        name: str,
+        judge: Callable[[str, Question], float] | None = None,
+        max_new_tokens: int = 12,
+    ) -> None:
+        self.name, self.llava, self.processor, self.pictures = name, llava, processor, pictures
+        self.questions = questions
+        self.judge = judge or _is_expected
+        self.max_new_tokens = max_new_tokens
+        self._attached: tuple[Baseline, PreTrainedModel] | None = None
+
+    def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
+        """Pictures, questions and LLaVA."""
+        return (self.name, repr(self.questions), f"{self.max_new_tokens}", self.pictures, self.llava)
+
+    @torch.no_grad()
+    def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
+        """`accuracy`; its counts are the questions of each picture."""
+        with received.timed("features"):
+            features = self._features(baseline, received)
+        places = {number: place for place, number in enumerate(numbers)}
+        asked = [question for question in self.questions if question.picture in places]
+        chosen = [Question(places[question.picture], question.text, question.answer) for question in asked]
+        with received.timed("answers"):
+            answers = generate_answers(
+                self.llava, self.processor, features, chosen, max_new_tokens=self.max_new_tokens
+            )
+        column = np.zeros((2, len(numbers)))
+        for question, answer, place in zip(asked, answers, (question.picture for question in chosen), strict=True):
+            column[:, place] += (100 * self.judge(answer, question), 1)
+        return {"accuracy": column}
+
+    def _features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
+        if baseline.comneck is not None:
+            if self._attached is None or self._attached[0] is not baseline:
+                llava = attach_vision_tower(copy.deepcopy(self.llava), baseline.comneck.vision_model)
+                self._attached = (baseline, llava)
+            return image_features(self._attached[1], received.latents).images
+        size = self.llava.config.vision_config.image_size
+        return image_features(self.llava, clip_inputs(received.pixel_values, size)).images
+
+
+def _is_expected(answer: str, question: Question) -> float:
+    return float(answer.lower() == question.answer.lower())
+
+
+__all__ = ["Distortion", "Questions", "Task", "ZeroShot"]

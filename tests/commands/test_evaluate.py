@@ -1,0 +1,106 @@
+"""`comneck eval` and `comneck plot` on a data set of a few pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from comneck_hf.cli import app
+from comneck_hf.evaluation.pictures import tensor_picture
+
+
+@pytest.fixture(scope="module")
+def data(pictures: torch.Tensor, tmp_path_factory) -> Path:
+    """Six labelled pictures with the split validation, and the same as files."""
+    folder = tmp_path_factory.mktemp("data")
+    images = [tensor_picture((picture * 255).round().to(torch.uint8)) for picture in pictures]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cup", "chair"])})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 3}, features=features)
+    (folder / "labelled" / "data").mkdir(parents=True)
+    rows.to_parquet(folder / "labelled" / "data" / "validation-0.parquet")
+    (folder / "files").mkdir()
+    for number, image in enumerate(images[:2]):
+        image.crop((0, 0, 120, 100)).save(folder / "files" / f"{number}.png")
+    return folder
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    return result.exit_code, result.stdout + (result.stderr if result.exit_code else "")
+
+
+def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
+    output = tmp_path / "results" / "evaluation.json"
+    words = ["eval", "--data", data / "labelled", "--distortion-data", data / "files", "--output", output]
+    words += ["--task", "zero-shot", "--task", "distortion", "--batch-size", 4]
+    words += [word for name in ("original", "reconstruction", "webp", "jpeg@600") for word in ("--baseline", name)]
+    code, text = run(*words, "--quiet", "--json")
+    assert code == 0, text
+    results = json.loads(output.read_text())
+    assert json.loads(text) == results
+    tasks = results["tasks"]
+    assert [system["name"] for system in tasks["zero-shot"]["systems"]] == [
+        "original",
+        "reconstruction",
+        "webp",
+        "jpeg",
+        "d1",
+    ]
+    assert (tasks["zero-shot"]["data"], tasks["distortion"]["data"]) == ("labelled", "files")
+    (d1,) = [system["results"] for system in tasks["distortion"]["systems"] if system["name"] == "d1"]
+    (reconstruction,) = [
+        system["results"] for system in tasks["distortion"]["systems"] if system["name"] == "reconstruction"
+    ]
+    assert d1["bytes"] == reconstruction["bytes"]
+    assert d1["psnr-rgb"] == reconstruction["psnr-rgb"]
+    assert len(list((tmp_path / "results" / "evaluation").glob("*.safetensors"))) == 18
+    code, text = run(*words)
+    assert "d1 q2" in text and "reconstruction q2" in text
+    figure = tmp_path / "figure.png"
+    assert run("plot", output, "-o", figure)[0] == 0
+    assert Image.open(figure).size == (2 * 744, 552)
+    code, text = run("plot", output, "-o", figure)
+    assert code == 1 and "exists" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--baseline", "gif"], "No baseline is called 'gif'"),
+        (["--baseline", "jpeg:low"], "No baseline is called 'jpeg:low'"),
+        (["--baseline", "post-processing=nowhere"], "There is no folder 'nowhere'"),
+        (["--task", "captions"], "No task is called 'captions'"),
+        (["--task", "naming"], "The task naming needs --llava"),
+        (["--task", "distortion"], "needs --distortion-data"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(data, tmp_path, words, message):
+    code, text = run("eval", "--data", data / "labelled", "-o", tmp_path / "e.json", "--quiet", *words)
+    assert code == 1
+    assert message in text
+
+
+def test_files_that_are_no_evaluation_are_refused(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    code, text = run("plot", tmp_path / "other.json", "-o", tmp_path / "figure.png")
+    assert code == 1 and "no file of `comneck eval`" in text
+
+
+def test_two_processes_measure_what_one_does(data, tmp_path):
+    command = str(Path(sys.executable).with_name("comneck"))
+    words = [command, "eval", "--data", str(data / "labelled"), "--quiet", "--batch-size", "2"]
+    alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
+    subprocess.run([*words, "-o", str(alone)], check=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    subprocess.run([*launcher, *words, "-o", str(shared)], check=True)
+    first, second = (json.loads(path.read_text())["tasks"]["zero-shot"]["systems"] for path in (alone, shared))
+    for one, other in zip(first, second, strict=True):
+        for name, values in one["results"].items():
+            if not name.endswith("_seconds"):
+                assert other["results"][name] == pytest.approx(values, rel=1e-6) if name != "quality" else values
