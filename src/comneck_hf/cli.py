@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .commands import hub
+from .commands import hub, score
 from .commands.terminal import (
     DeviceOption,
     Dtype,
@@ -318,6 +318,7 @@ def demo(
 app.command()(hub.convert)
 app.command()(hub.export)
 app.command()(hub.push)
+app.command()(score.score)
 
 
 @app.command()
