@@ -12,7 +12,7 @@ import typer
 
 from . import __version__
 from .commands import evaluate as evaluation
-from .commands import hub
+from .commands import hub, score
 from .commands.terminal import (
     DeviceOption,
     Dtype,
@@ -321,6 +321,7 @@ app.command()(hub.export)
 app.command()(hub.push)
 app.command("eval")(evaluation.evaluate)
 app.command()(evaluation.plot)
+app.command()(score.score)
 
 
 @app.command()

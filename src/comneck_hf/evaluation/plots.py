@@ -110,7 +110,7 @@ def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -
     if f"{value}_interval" in results:
         low, high = np.array(results[f"{value}_interval"]).T
         errors = (values - low, high - values)
-    axis.errorbar(results[rate], values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
+    axis.errorbar(np.array(results[rate]), values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
 
 
 def plot_answers(rows: Sequence[Mapping[str, object]], path: str | Path, *, tasks: Mapping[str, str]) -> None:
