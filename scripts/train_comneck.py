@@ -1,5 +1,7 @@
 """Trains a transform-neck, and in scenarios d2 and d3 the codec with it, against a frozen CLIP.
 
+The scenario post-processing trains the paper's baseline instead: a U-Net behind the decoder of --model, by the same loss.
+
 python scripts/train_comneck.py configs/comneck-tiny-d1.yaml --quality 2 --data DATA/caltech101_144 \
     --codec runs/codec-q2/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/d1-q2
 """
@@ -12,19 +14,26 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, CLIPModel
 
+from comneck_hf.evaluation.baselines import PostProcessing
+from comneck_hf.evaluation.intervals import mean_of
+from comneck_hf.evaluation.measurements import measure
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_distance
+from comneck_hf.evaluation.tasks import ZeroShot
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.unet import PostProcessingUNet
 from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
 from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
 from comneck_hf.training.loop import Metrics, Training, prepare_run
+from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
 from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
 from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
 from comneck_hf.training.zero_shot import zero_shot_weights
 
 
+POST_PROCESSING = "post-processing"
 TEMPLATES_FILE = Path(__file__).with_name("prompt_templates.json")
 
 
@@ -41,7 +50,7 @@ class ComNeckArguments(RunArguments):
     clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
     model: str | None = field(default=None, metadata={"help": "ComNeck model to start from, instead of a fresh neck"})
     templates_file: str = field(default=str(TEMPLATES_FILE), metadata={"help": "JSON list of prompt templates"})
-    scenario: str = field(default="d1", metadata={"help": "d1, d2 or d3"})
+    scenario: str = field(default="d1", metadata={"help": "d1, d2, d3 or post-processing"})
     quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
     preset: str = field(default="paper", metadata={"help": "paper or official"})
     lmbda: float = field(default=1.0, metadata={"help": "of the joint stage, for distortion and distillation"})
@@ -52,6 +61,10 @@ class ComNeckArguments(RunArguments):
         metadata={"help": "what is distilled: image_embeds, last_hidden_state, hidden_states[-2]; NAME=WEIGHT"},
     )
     num_skipped_layers: int = 2
+    unet_widths: list[int] = field(
+        default_factory=lambda: [64, 128, 256, 512, 1024],
+        metadata={"help": "channels of the U-Net, from the top down"},
+    )
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
     jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
     coded_variants: int = field(
@@ -65,7 +78,8 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
     """The model to start from: a trained one, or codec and CLIP with a fresh neck."""
     if args.model is not None:
         model = ComNeckModel.from_pretrained(args.model)
-        model.config.update({"scenario": args.scenario, "quality": args.quality})
+        if args.scenario != POST_PROCESSING:
+            model.config.update({"scenario": args.scenario, "quality": args.quality})
         return model
     return ComNeckModel.from_codec_and_clip(
         ElicModel.from_pretrained(args.codec),
@@ -91,16 +105,9 @@ def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel)
 
 def build_objective(
     args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel, sample: ImagePack
-) -> ComNeckObjective:
+) -> ComNeckObjective | PostProcessingObjective:
     """Stages, targets and, where the data has classes, the zero-shot classifier."""
     preset, weights = PRESETS[args.preset], None
-    stages = comneck_stages(
-        args.scenario,
-        preset,
-        lmbda=args.lmbda,
-        reconstruction=args.reconstruction_weight,
-        distillation=args.distillation_weight,
-    )
     if sample.class_names:
         weights = zero_shot_weights(
             clip,
@@ -109,15 +116,34 @@ def build_objective(
             templates=json.loads(Path(args.templates_file).read_text(encoding="utf-8")),
             cache_dir=args.cache_dir or Path(args.output_dir) / "cache",
         )
-    return ComNeckObjective(
-        model,
-        clip,
-        choose_stages(stages, args.stages),
-        zero_shot_weights=weights,
-        targets=parse_targets(args.targets),
-        normalize_logits=preset.normalize_logits,
-        calibration_pictures=sample.images / 255,
+    options = {
+        "zero_shot_weights": weights,
+        "targets": parse_targets(args.targets),
+        "normalize_logits": preset.normalize_logits,
+    }
+    if args.scenario == POST_PROCESSING:
+        unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.exact.fingerprint)
+        stages = choose_stages(post_processing_stages(preset), args.stages)
+        return PostProcessingObjective(model.codec, unet, clip, stages, **options)
+    stages = comneck_stages(
+        args.scenario,
+        preset,
+        lmbda=args.lmbda,
+        reconstruction=args.reconstruction_weight,
+        distillation=args.distillation_weight,
     )
+    calibration = sample.images / 255
+    stages = choose_stages(stages, args.stages)
+    return ComNeckObjective(model, clip, stages, calibration_pictures=calibration, **options)
+
+
+def validate_unet(
+    objective: PostProcessingObjective, codec: ElicModel, clip: CLIPModel, pictures: ImagePack, stage: Stage
+) -> Metrics:
+    """Zero-shot accuracy of what the U-Net makes of decoded bitstreams."""
+    task = ZeroShot(clip, pictures.images, pictures.labels, objective.zero_shot_weights)
+    columns = measure(PostProcessing(codec, objective.unet), task, device=clip.device, progress=False)
+    return {"score": mean_of(columns["top1"]), "top1": mean_of(columns["top1"]), "bytes": mean_of(columns["bytes"])}
 
 
 def validate(objective: ComNeckObjective, clip: CLIPModel, pictures: ImagePack, stage: Stage) -> Metrics:
@@ -143,8 +169,10 @@ def main(args: ComNeckArguments) -> None:
         validation = load_sample(args.data, args.validation_split, args.validation_pictures, **options)
         objective = build_objective(args, model, clip, sample)
     loader = picture_loader(pictures, batch_size=args.batch_size, num_workers=args.dataloader_num_workers)
-    measure = partial(validate, objective, clip, validation)
-    Training(accelerator, objective, loader, args, validate=measure).run()
+    measured = partial(validate, objective, clip, validation)
+    if isinstance(objective, PostProcessingObjective):
+        measured = partial(validate_unet, objective, model.codec, clip, validation)
+    Training(accelerator, objective, loader, args, validate=measured).run()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from comneck_hf import ComNeckConfig, pretrained
 from comneck_hf.cli import app
 from comneck_hf.evaluation.complexity import PAPER, complexity_table, count_complexity, server_parts, system_totals
-from comneck_hf.evaluation.unet import PostProcessingUNet
+from comneck_hf.models.unet import PostProcessingUNet
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, Po
 from ..evaluation.file_formats import FILE_FORMATS, find_format
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
-from ..evaluation.unet import PostProcessingUNet
+from ..models.unet import PostProcessingUNet
 from ..training.conversations import NAMING_QUESTIONS, load_questions
 from ..training.data import ImagePack, load_sample
 from ..training.zero_shot import load_class_prompts, zero_shot_weights

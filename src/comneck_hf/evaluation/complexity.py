@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
 from ..models.comneck.modeling_comneck import ComNeckVisionModel
 from ..models.elic.modeling_elic import ElicModel
-from .unet import PostProcessingUNet
+from ..models.unet import PostProcessingUNet
 
 
 SYSTEMS = {

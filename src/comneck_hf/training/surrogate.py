@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,14 @@ from comneck_hf.training.objective import Batch, Objective, Terms, codec_terms, 
 from comneck_hf.training.stages import Stage
 
 
-__all__ = ["ComNeckObjective", "check_targets", "parse_targets", "teacher_features"]
+__all__ = [
+    "ComNeckObjective",
+    "SurrogateObjective",
+    "check_targets",
+    "clip_features",
+    "parse_targets",
+    "teacher_features",
+]
 
 
 def check_targets(targets: Mapping[str, float]) -> dict[str, int]:
@@ -54,12 +62,11 @@ def parse_targets(words: Sequence[str]) -> dict[str, float]:
     return targets
 
 
-@torch.no_grad()
-def teacher_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
-    """What CLIP says of uncoded pictures.
+def clip_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
+    """What CLIP says of pictures.
 
     Args:
-        clip: The teacher.
+        clip: The CLIP.
         pixel_values: `(batch, 3, height, width)` in [0, 1], at any size.
         targets: Names as in `check_targets`.
     """
@@ -74,18 +81,76 @@ def teacher_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str
     return features
 
 
-class ComNeckObjective(Objective):
-    """The surrogate loss of the neck, and rate and distortion where the codec trains with it.
+@torch.no_grad()
+def teacher_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
+    """`clip_features` of uncoded pictures, without gradients."""
+    return clip_features(clip, pixel_values, targets)
+
+
+class SurrogateObjective(Objective):
+    """The surrogate loss against a frozen CLIP: distillation and zero-shot cross-entropy.
 
     Args:
-        model: Codec, neck and tower.
-        clip: The teacher, from which the tower comes. Frozen, and no part of checkpoints.
-        stages: From `comneck_stages`.
+        clip: The teacher. Frozen, and no part of checkpoints.
+        stages: Which terms count when.
         zero_shot_weights: Unit-norm text embeddings, `(classes, projection_dim)`; `None` where no stage has a
             cross-entropy.
         targets: What is distilled, with weights.
         normalize_logits: As in `Preset`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPModel,
+        stages: tuple[Stage, ...],
+        *,
+        zero_shot_weights: Tensor | None = None,
+        targets: Mapping[str, float] | None = None,
+        normalize_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stages = stages
+        self.targets = dict(targets or {"image_embeds": 1.0})
+        self.layers = check_targets(self.targets)
+        self.logit_scale = clip.logit_scale.exp().item() if normalize_logits else None
+        self._clip = (clip.requires_grad_(False).eval(),)  # in a tuple, so that it is no submodule
+        self.zero_shot_weights = zero_shot_weights
+        if zero_shot_weights is None and any("cross_entropy" in stage.weights for stage in stages):
+            raise ValueError(
+                "A stage has a cross-entropy, which needs classes. Use data with a column 'label', or choose stages "
+                "without it."
+            )
+
+    def surrogate_terms(self, student: dict[str, Tensor], batch: Batch, stage: Stage) -> tuple[Terms, Terms]:
+        """The terms that the stage weights, and the accuracy of the batch.
+
+        Args:
+            student: Its features by the names of the targets.
+            batch: `pixel_values`, or the teacher's features by the names of the targets; `labels` where needed.
+            stage: The stage.
+        """
+        terms: Terms = {}
+        accuracy: Terms = {}
+        if "distillation" in stage.weights:
+            ready = all(name in batch for name in self.targets)
+            teacher = batch if ready else teacher_features(self._clip[0], batch["pixel_values"], self.targets)
+            terms["distillation"] = distillation(student, teacher, self.targets)
+        if "cross_entropy" in stage.weights:
+            terms["cross_entropy"], accuracy["accuracy"] = cross_entropy(
+                student["image_embeds"], batch["labels"], self.zero_shot_weights, logit_scale=self.logit_scale
+            )
+        return terms, accuracy
+
+
+class ComNeckObjective(SurrogateObjective):
+    """The surrogate loss of the neck, and rate and distortion where the codec trains with it.
+
+    Args:
+        model: Codec, neck and tower.
+        clip: As in [`SurrogateObjective`]; the tower comes from it.
+        stages: From `comneck_stages`.
         calibration_pictures: As in `CodecObjective`; needed where the codec trains.
+        options: Of [`SurrogateObjective`].
     """
 
     def __init__(
@@ -94,24 +159,12 @@ class ComNeckObjective(Objective):
         clip: CLIPModel,
         stages: tuple[Stage, ...],
         *,
-        zero_shot_weights: Tensor | None = None,
-        targets: Mapping[str, float] | None = None,
-        normalize_logits: bool = True,
         calibration_pictures: Tensor | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.model, self.stages = model, stages
-        self.targets = dict(targets or {"image_embeds": 1.0})
-        self.layers = check_targets(self.targets)
-        self.logit_scale = clip.logit_scale.exp().item() if normalize_logits else None
-        self._clip = (clip.requires_grad_(False).eval(),)  # in a tuple, so that it is no submodule
-        self.zero_shot_weights = zero_shot_weights
+        super().__init__(clip, stages, **options)
+        self.model = model
         self._calibration_pictures = calibration_pictures
-        if zero_shot_weights is None and any("cross_entropy" in stage.weights for stage in stages):
-            raise ValueError(
-                "A stage has a cross-entropy, which needs classes. Use data with a column 'label', or choose stages "
-                "without it."
-            )
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """`neck`; `codec`: all of it; `encoder`: the codec without g_s."""
@@ -144,16 +197,8 @@ class ComNeckObjective(Objective):
             latents = batch["latents"]
         else:
             latents = self.model.codec.encode(batch["pixel_values"]).latents
-        student = self._student(latents)
-        if "distillation" in stage.weights:
-            ready = all(name in batch for name in self.targets)
-            teacher = batch if ready else teacher_features(self._clip[0], batch["pixel_values"], self.targets)
-            terms["distillation"] = distillation(student, teacher, self.targets)
-        accuracy = {}
-        if "cross_entropy" in stage.weights:
-            terms["cross_entropy"], accuracy["accuracy"] = cross_entropy(
-                student["image_embeds"], batch["labels"], self.zero_shot_weights, logit_scale=self.logit_scale
-            )
+        surrogate, accuracy = self.surrogate_terms(self._student(latents), batch, stage)
+        terms |= surrogate
         loss, report = weighted_sum(terms, stage)
         if "rate" in terms:
             loss = loss + self.model.codec.aux_loss()
