@@ -16,12 +16,14 @@ import torch
 from transformers import HfArgumentParser
 
 import comneck_hf
+from comneck_hf import ComNeckConfig
 from comneck_hf.evaluation.benchmark import coder_speed, compress_speed, decompress_speed, start_seconds
 from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
 from comneck_hf.evaluation.exactness import ISA_ENVIRONMENT
 from comneck_hf.evaluation.machine import cpu_flags, describe_machine
 from comneck_hf.evaluation.pictures import load_picture_folder, load_pictures
 from comneck_hf.evaluation.reference_codec import TRAINING_PICTURES, load_reference_codec
+from comneck_hf.evaluation.server_speed import Form, part_memory, part_speed, server_speed
 from comneck_hf.evaluation.size import summarize_sizes
 from comneck_hf.models.elic.modeling_elic import ElicModel
 
@@ -39,8 +41,11 @@ class Arguments:
     tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "packaged model or folder"})
     size_pictures: int = field(default=200, metadata={"help": "pictures of 256x256 whose sizes are taken"})
     repeats: int = 15
-    compile: bool = field(default=False, metadata={"help": "also measure a compiled g_a (a minute or two more)"})
-    parts: list[str] = field(default_factory=lambda: ["coder", "decompress", "avx512", "compress", "start", "size"])
+    compile: bool = field(default=False, metadata={"help": "also measure compiled networks (minutes more)"})
+    server_repeats: int = field(default=3, metadata={"help": "rounds of the parts at the size of ViT-L/14"})
+    parts: list[str] = field(
+        default_factory=lambda: ["coder", "decompress", "avx512", "compress", "server", "start", "size"]
+    )
     output: str = "results/benchmark.json"
 
 
@@ -80,6 +85,26 @@ def measure_limited(args: Arguments) -> dict[str, Any]:
         return json.loads(output.read_text(encoding="utf-8"))["decompress"]
 
 
+def measure_server(args: Arguments, pictures: torch.Tensor) -> dict[str, Any]:
+    """From bytes to features at the size of ViT-L/14; weights of CLIP, neck and U-Net are random."""
+    forms = [Form(dtype, form) for dtype in (torch.float32, torch.bfloat16) for form in (False, True)]
+    if "amx_bf16" not in cpu_flags():
+        forms = [form for form in forms if form.dtype == torch.float32]
+    report: dict[str, Any] = {"memory_mib": part_memory(ComNeckConfig())}
+    for form in forms:
+        if form.is_optimized and not args.compile:
+            continue
+        codec = ElicModel.from_pretrained(args.codec).eval()
+        other = CompressAICodec(to_compressai(codec))
+        server = form.server(ComNeckConfig(), codec)
+        report[form.name] = {
+            "parts": part_speed(server, repeats=args.server_repeats),
+            "batch_1": server_speed(server, other, pictures[:1], repeats=args.server_repeats),
+            "batch_8": server_speed(server, other, pictures[:8], repeats=args.server_repeats),
+        }
+    return report if "amx_bf16" in cpu_flags() else {**report, "bfloat16": NO_AMX}
+
+
 def measure_size(args: Arguments, codec: ElicModel) -> dict[str, Any]:
     tiny = args.tiny_codec if Path(args.tiny_codec).exists() else comneck_hf.pretrained(args.tiny_codec)
     squares = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + args.size_pictures)
@@ -99,6 +124,7 @@ def main(args: Arguments) -> None:
         "decompress": lambda: measure_decompress(args, codec, pictures),
         "avx512": lambda: measure_limited(args),
         "compress": lambda: measure_compress(args, codec, pictures),
+        "server": lambda: measure_server(args, pictures),
         "start": lambda: start_seconds(repeats=5),
         "size": lambda: measure_size(args, codec),
     }

@@ -1,6 +1,6 @@
 """Trains a transform-neck, and in scenarios d2 and d3 the codec with it, against a frozen CLIP.
 
-The scenario post-processing trains the paper's baseline instead: a U-Net behind the decoder of --model, by the same loss.
+The scenario post-processing trains the baseline of the paper: a U-Net behind the decoder of --model, by the same loss.
 
 python scripts/train_comneck.py configs/comneck-tiny-d1.yaml --quality 2 --data DATA/caltech101_144 \
     --codec runs/codec-q2/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/d1-q2

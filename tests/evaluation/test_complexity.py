@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from comneck_hf import ComNeckConfig, pretrained
 from comneck_hf.cli import app
-from comneck_hf.evaluation.complexity import PAPER, complexity_table, count_complexity, server_parts, system_totals
+from comneck_hf.evaluation.complexity import PAPER, Server, complexity_table, count_complexity, system_totals
 from comneck_hf.models.unet import PostProcessingUNet
 
 
@@ -58,7 +58,7 @@ def test_the_neck_saves_what_the_paper_says(full_size):
 
 def test_parts_compute_what_they_are_counted_for():
     config = AutoConfig.from_pretrained(pretrained("comneck-tiny-d1-q2"))
-    parts = server_parts(config, batch_size=2, device="cpu")
+    parts = Server.random(config).parts(2)
     with torch.no_grad():
         shapes = {name: tuple(part.run().shape) for name, part in parts.items()}
     assert shapes["neck"] == shapes["CLIP stem"] == shapes["CLIP layers behind it"] == (2, 65, 192)

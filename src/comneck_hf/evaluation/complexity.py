@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, PreTrainedModel
 
 from ..models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
 from ..models.comneck.modeling_comneck import ComNeckVisionModel
-from ..models.elic.modeling_elic import ElicModel
 from ..models.unet import PostProcessingUNet
 
 
@@ -50,57 +50,88 @@ class Part:
         return sum(parameter.numel() for module in self.modules for parameter in module.parameters())
 
 
-def server_parts(config: ComNeckConfig, *, batch_size: int = 1, device: str = "meta") -> dict[str, Part]:
-    """The parts in which the systems differ, and the CLIP layers and the codec's other networks that they share.
+@dataclass(frozen=True)
+class Server:
+    """The networks of all systems, with random weights.
 
-    Args:
-        config: With a codec; sizes are its input's.
-        batch_size: Pictures per call.
-        device: `"meta"` counts without computing; elsewhere the weights are random.
-
-    Raises:
-        ValueError: If the configuration has no codec.
+    Attributes:
+        config: Of the model; sizes are its codec's input's.
+        tower: Neck and the whole CLIP.
+        codec: The codec.
+        unet: Of Post-processing.
     """
-    if config.codec_config is None:
-        raise ValueError("Complexity needs a model with a codec. Give a configuration with `codec_config`.")
-    neck_config = config.vision_config
-    options = {**neck_config.to_dict(), "keep_clip_stem": True}
-    with torch.device(device):
-        tower = ComNeckVisionModel(ComNeckVisionConfig(**options)).eval()
-        tower.set_attn_implementation("eager")
-        codec = ElicModel(config.codec_config).eval()
-        unet = PostProcessingUNet().eval()
-        (rows, columns), step = neck_config.latent_grid, config.patch_size
-        picture = torch.rand(batch_size, 3, rows * step, columns * step)
-        clip_picture = torch.rand(batch_size, 3, neck_config.image_size, neck_config.image_size)
-        latents = torch.randn(batch_size, neck_config.latent_channels, rows, columns)
-        tokens = torch.randn(batch_size, 1 + rows * columns, neck_config.hidden_size)
-    first, layers = neck_config.num_skipped_layers, tower.encoder.layers
 
-    def run_layers(states: torch.Tensor, chosen: nn.ModuleList) -> torch.Tensor:
-        for layer in chosen:
-            states = layer(states, None)
-        return states
+    config: ComNeckConfig
+    tower: ComNeckVisionModel
+    codec: PreTrainedModel
+    unet: PostProcessingUNet
 
-    stem = (tower.embeddings, tower.pre_layrnorm, layers[:first])
-    return {
-        "neck": Part((tower.neck,), lambda: tower.neck(latents)),
-        "g_s": Part((codec.g_s,), lambda: codec.g_s(latents)),
-        "U-Net": Part((unet,), lambda: unet(picture)),
-        "CLIP stem": Part(stem, lambda: run_layers(stem[1](stem[0](clip_picture)), stem[2])),
-        "CLIP layers behind it": Part((layers[first:],), lambda: run_layers(tokens, layers[first:])),
-        "g_a": Part((codec.g_a,), lambda: codec.g_a(picture)),
-        "h_a": Part((codec.h_a,), lambda: codec.h_a(latents)),
-        "h_s": Part((codec.h_s,), lambda: codec.h_s(codec.h_a(latents))),
-    }
+    @classmethod
+    def random(
+        cls,
+        config: ComNeckConfig,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        attention: str = "sdpa",
+        codec: PreTrainedModel | None = None,
+    ) -> "Server":
+        """Builds the networks; `device="meta"` is enough to count.
+
+        Args:
+            config: With a codec.
+            device, dtype: Of the networks.
+            attention: Implementation of CLIP's attention; products are counted with `"eager"` only.
+            codec: Instead of one with random weights.
+
+        Raises:
+            ValueError: If the configuration has no codec.
+        """
+        if config.codec_config is None:
+            raise ValueError("Complexity needs a model with a codec. Give a configuration with `codec_config`.")
+        options = {**config.vision_config.to_dict(), "keep_clip_stem": True}
+        with torch.device(device):
+            tower = ComNeckVisionModel(ComNeckVisionConfig(**options)).eval().to(dtype)
+            unet = PostProcessingUNet().eval().to(dtype)
+            codec = AutoModel.from_config(config.codec_config).eval().to(dtype) if codec is None else codec
+        tower.set_attn_implementation(attention)
+        return cls(config, tower, codec, unet)
+
+    def parts(self, batch_size: int) -> dict[str, Part]:
+        """The parts in which the systems differ, and the networks that they share."""
+        tower, codec, neck_config = self.tower, self.codec, self.config.vision_config
+        (rows, columns), step = neck_config.latent_grid, self.config.patch_size
+        with torch.device(tower.device):
+            picture = torch.rand(batch_size, 3, rows * step, columns * step, dtype=tower.dtype)
+            clip_picture = torch.rand(batch_size, 3, neck_config.image_size, neck_config.image_size, dtype=tower.dtype)
+            latents = torch.randn(batch_size, neck_config.latent_channels, rows, columns, dtype=tower.dtype)
+            tokens = torch.randn(batch_size, 1 + rows * columns, neck_config.hidden_size, dtype=tower.dtype)
+        first, layers = neck_config.num_skipped_layers, tower.encoder.layers
+
+        def run_layers(states: torch.Tensor, chosen: nn.ModuleList) -> torch.Tensor:
+            for layer in chosen:
+                states = layer(states, None)
+            return states
+
+        stem = (tower.embeddings, tower.pre_layrnorm, layers[:first])
+        return {
+            "neck": Part((tower.neck,), lambda: tower.neck(latents)),
+            "g_s": Part((codec.g_s,), lambda: codec.g_s(latents)),
+            "U-Net": Part((self.unet,), lambda: self.unet(picture)),
+            "CLIP stem": Part(stem, lambda: run_layers(stem[1](stem[0](clip_picture)), stem[2])),
+            "CLIP layers behind it": Part((layers[first:],), lambda: run_layers(tokens, layers[first:])),
+            "g_a": Part((codec.g_a,), lambda: codec.g_a(picture)),
+            "h_a": Part((codec.h_a,), lambda: codec.h_a(latents)),
+            "h_s": Part((codec.h_s,), lambda: codec.h_s(codec.h_a(latents))),
+        }
 
 
 @torch.no_grad()
 def count_complexity(config: ComNeckConfig) -> dict[str, dict[str, float]]:
-    """`num_params` and `kmac_per_pixel` of every part of `server_parts`."""
+    """`num_params` and `kmac_per_pixel` of every part of a server."""
     height, width = (config.patch_size * side for side in config.vision_config.latent_grid)
     counts = {}
-    for name, part in server_parts(config).items():
+    for name, part in Server.random(config, device="meta", attention="eager").parts(1).items():
         counter = FlopCounterMode(display=False)
         with counter:
             part.run()
@@ -137,4 +168,4 @@ def complexity_table(counts: Mapping[str, Mapping[str, float]], *, is_paper_size
     return "\n".join(lines)
 
 
-__all__ = ["PAPER", "REASONS", "SYSTEMS", "complexity_table", "count_complexity", "server_parts", "system_totals"]
+__all__ = ["PAPER", "REASONS", "SYSTEMS", "Part", "Server", "complexity_table", "count_complexity", "system_totals"]
