@@ -62,7 +62,38 @@ def family(data: Path, output: Path) -> list[Job]:
         for scenario in ("d2", "d3"):
             joint = {**parts, "model": output / f"d1-q{quality}" / "model", "lmbda": lmbda * 255**2 / 60}
             jobs.append(Job(f"{scenario}-q{quality}", "train_comneck", scenario, joint, (f"d1-q{quality}",)))
-    return jobs
+        behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
+        jobs.append(Job(f"post-q{quality}", "train_comneck", "post", behind, (f"d1-q{quality}",)))
+    return jobs + ablations(data, output)
+
+
+def ablations(data: Path, output: Path) -> list[Job]:
+    """Necks for the codec of q2 with fewer steps, each with one thing changed (the paper's figure 6)."""
+    codec, clip = "codec-q2", output / "clip" / "model"
+    options = {"quality": 2, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
+    options["codec"] = output / codec / "model"
+    changes: dict[str, dict[str, object]] = {
+        "progressive": {},
+        **{f"skip{layers}": {"num_skipped_layers": layers} for layers in (0, 1, 4)},
+        "cross-entropy": {"stages": ["classify"]},
+        "distillation": {"stages": ["distill"]},
+        "all-tokens": {"targets": ["image_embeds", "last_hidden_state"], "coded_variants": 0},
+        "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"], "coded_variants": 0},
+        "fresh": {"coded_variants": 0},
+    }
+    return [
+        Job(f"ablation-{name}", "train_comneck", "ablation", {**options, **change}, ("clip", codec))
+        for name, change in changes.items()
+    ]
+
+
+def option_words(options: dict[str, object]) -> list[str]:
+    """Options as a command line has them."""
+    return [
+        word
+        for name, value in options.items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def run_job(job: Job, output: Path) -> None:
@@ -72,7 +103,7 @@ def run_job(job: Job, output: Path) -> None:
         return
     command = [sys.executable, str(SCRIPTS / f"{job.script}.py"), str(CONFIGS / f"comneck-tiny-{job.config}.yaml")]
     options = {**job.options, "output_dir": folder, "num_threads": 1, "resume_from_checkpoint": "true"}
-    command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    command += option_words(options)
     folder.mkdir(parents=True, exist_ok=True)
     with (output / f"{job.name}.log").open("a") as log:
         subprocess.run(

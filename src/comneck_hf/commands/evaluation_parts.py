@@ -137,8 +137,9 @@ class Parts:
             raise ValueError(f"No task is called {name!r}. Use zero-shot, distortion, naming or questions.")
         if self.llava is None or (name == "questions" and self.questions_data is None):
             raise ValueError(f"The task {name} needs --llava{' and --questions-data' if name == 'questions' else ''}.")
-        llava = AutoModelForImageTextToText.from_pretrained(self.llava, dtype=self.dtype).eval().to(self.device)
-        processor = AutoProcessor.from_pretrained(self.llava)
+        folder = resolve_model(self.llava)
+        llava = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
+        processor = AutoProcessor.from_pretrained(folder)
         if name == "naming":
             pack = self._pack()
             asked = [

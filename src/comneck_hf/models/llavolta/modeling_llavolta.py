@@ -155,15 +155,26 @@ class _GeneratesPooled:
 
 
 class LlavoltaForConditionalGeneration(_GeneratesPooled, LlavaForConditionalGeneration):
-    """`LlavaForConditionalGeneration` that pools visual tokens. Weights and their names are LLaVA's."""
+    """`LlavaForConditionalGeneration` that pools visual tokens. Weights and their names are LLaVA's.
+
+    The index of a folder may name a CLIP's file for the tower, so that both keep one copy.
+    """
 
     config: LlavoltaConfig
+    # What else lies in a CLIP's file.
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
 
     def __init__(self, config: LlavoltaConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
         self.model = LlavoltaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LlavoltaForConditionalGeneration":
+        """As any model's; knows the tower by the names of CLIP's files, too."""
+        kwargs.setdefault("key_mapping", {r"^vision_model\.": "model.vision_tower."})
+        return super().from_pretrained(*args, **kwargs)
 
 
 class LlavoltaNextForConditionalGeneration(_GeneratesPooled, LlavaNextForConditionalGeneration):
