@@ -113,9 +113,10 @@ class Parts:
             raise ValueError(f"There is no folder {folder!r}; train a U-Net with `scripts/train_postprocessing.py`.")
         unet = PostProcessingUNet.from_pretrained(folder).eval().to(self.device)
         for name in self.models:
-            codec = load_codec(name.rpartition("=")[2], device=self.device, dtype=self.dtype)
+            owner = name.rpartition("=")[2]
+            codec = load_codec(owner, device=self.device, dtype=self.dtype)
             if codec.exact.fingerprint == unet.fingerprint:
-                return PostProcessing(codec, unet, quality=f"q{codec.config.quality}")
+                return PostProcessing(codec, unet, quality=f"q{load_model_config(owner).quality}")
         raise ValueError(
             f"The U-Net of {folder} was trained for the codec {unet.fingerprint:08x}, which none of the models has. "
             "Add the model whose codec it was trained with."
