@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
+from .commands import answer, hub, score
 from .commands import evaluate as evaluation
-from .commands import hub, score
 from .commands.terminal import (
     DeviceOption,
     Dtype,
@@ -322,6 +322,7 @@ app.command()(hub.export)
 app.command()(hub.push)
 app.command("eval")(evaluation.evaluate)
 app.command()(evaluation.plot)
+app.command()(answer.answer)
 app.command()(score.score)
 
 

@@ -46,15 +46,15 @@ class Parts:
     """
 
     models: Sequence[str]
-    clip: str
-    data: str
-    split: str
-    pictures: int
-    llava: str | None
-    questions_data: str | None
-    questions: int
-    distortion_data: str | None
-    num_proc: int
+    clip: str = ""
+    data: str = ""
+    split: str = "validation"
+    pictures: int = 1_000_000
+    llava: str | None = None
+    questions_data: str | None = None
+    questions: int = 2000
+    distortion_data: str | None = None
+    num_proc: int = 1
     device: torch.device
     dtype: torch.dtype
 
@@ -66,6 +66,17 @@ class Parts:
         """
         builders = [builder for name in names for builder in self._named(name)]
         return builders + [partial(self._latents, name) for name in self.models]
+
+    def baseline(self, name: str) -> Baseline:
+        """The one baseline of this name; `"latents"` for the model.
+
+        Raises:
+            ValueError: If the name is unknown or stands for several.
+        """
+        builders = [partial(self._latents, model) for model in self.models] if name == "latents" else self._named(name)
+        if len(builders) != 1:
+            raise ValueError(f"{name!r} stands for {len(builders)} baselines; one is needed, such as jpeg:10.")
+        return builders[0]()
 
     def _named(self, name: str) -> list[Builder]:
         kind, _, folder = name.partition("=")
@@ -138,19 +149,25 @@ class Parts:
             raise ValueError(f"No task is called {name!r}. Use zero-shot, distortion, naming or questions.")
         if self.llava is None or (name == "questions" and self.questions_data is None):
             raise ValueError(f"The task {name} needs --llava{' and --questions-data' if name == 'questions' else ''}.")
-        folder = resolve_model(self.llava)
-        llava = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
-        processor = AutoProcessor.from_pretrained(folder)
         if name == "naming":
             pack = self._pack()
             asked = [
                 Question(number, NAMING_QUESTIONS[0], pack.class_names[label])
                 for number, label in enumerate(pack.labels.tolist())
             ]
-            return Questions(llava, processor, pack.images, asked, name=name)
-        questions = load_questions(self.questions_data, "test", size=self._side())
+            return self.questions_task(pack.images, asked, name=name)
+        questions = load_questions(self.questions_data, "test", size=self.side())
         asked = [Question(number, *turn) for number, turns in enumerate(questions.turns) for turn in turns]
-        return Questions(llava, processor, questions.images, spread(asked, self.questions), name=name)
+        return self.questions_task(questions.images, spread(asked, self.questions), name=name)
+
+    def questions_task(
+        self, pictures: torch.Tensor, questions: Sequence[Question], *, name: str, max_new_tokens: int = 12
+    ) -> Questions:
+        """Questions to the LLaVA."""
+        folder = resolve_model(self.llava)
+        llava = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
+        processor = AutoProcessor.from_pretrained(folder)
+        return Questions(llava, processor, pictures, questions, name=name, max_new_tokens=max_new_tokens)
 
     def _zero_shot(self) -> ZeroShot:
         folder, pack = resolve_model(self.clip), self._pack()
@@ -164,12 +181,13 @@ class Parts:
         return ZeroShot(clip, pack.images, pack.labels, weights.float())
 
     def _pack(self) -> ImagePack:
-        pack = load_sample(self.data, self.split, self.pictures, side=self._side())
+        pack = load_sample(self.data, self.split, self.pictures, side=self.side())
         if pack.labels is None:
             raise ValueError(f"{self.data} has no column `label` with classes. Use labelled pictures.")
         return pack
 
-    def _side(self) -> int:
+    def side(self) -> int:
+        """Of the pictures that the models take."""
         sides = {load_model_config(name.rpartition("=")[2]).image_size for name in self.models}
         if len(sides) > 1:
             raise ValueError(f"Models are compared on pictures of one size, these take {sorted(sides)} pixels.")
@@ -185,7 +203,7 @@ class Parts:
         facts = {"split": self.split, "clip": Path(self.clip).name}
         if self.llava is not None:
             facts |= {"llava": Path(self.llava).name}
-        return facts | {"side": self._side(), "dtype": str(self.dtype).removeprefix("torch.")}
+        return facts | {"side": self.side(), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
 def environment() -> dict[str, Any]:

@@ -137,6 +137,15 @@ class Questions(Task):
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
         """`accuracy`; its counts are the questions of each picture."""
+        places = {number: place for place, number in enumerate(numbers)}
+        column = np.zeros((2, len(numbers)))
+        for question, answer in self.answer(baseline, received, numbers):
+            column[:, places[question.picture]] += (100 * self.judge(answer, question), 1)
+        return {"accuracy": column}
+
+    @torch.no_grad()
+    def answer(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> list[tuple[Question, str]]:
+        """Answers to all questions about the pictures with these numbers."""
         with received.timed("features"):
             features = self._features(baseline, received)
         places = {number: place for place, number in enumerate(numbers)}
@@ -146,10 +155,7 @@ class Questions(Task):
             answers = generate_answers(
                 self.llava, self.processor, features, chosen, max_new_tokens=self.max_new_tokens
             )
-        column = np.zeros((2, len(numbers)))
-        for question, answer, place in zip(asked, answers, (question.picture for question in chosen), strict=True):
-            column[:, place] += (100 * self.judge(answer, question), 1)
-        return {"accuracy": column}
+        return list(zip(asked, answers, strict=True))
 
     def _features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
         if baseline.comneck is not None:

@@ -1,0 +1,167 @@
+"""Questions of official benchmarks in their own files, answered into the files that their evaluators take."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .answers import Question
+from .baselines import Baseline
+from .intervals import bootstrap_interval, mean_of
+from .pictures import picture_tensor
+from .tasks import Questions
+
+
+FilePath = str | os.PathLike[str]
+
+# What LLaVA-1.5 is asked in each benchmark
+PROMPTS = {
+    "vqa": "{}\nAnswer the question using a single word or phrase.",
+    "pope": "{}\nAnswer the question using a single word or phrase.",
+    "captions": "Provide a one-sentence caption for the provided image.",
+    "rec": "Please provide the bounding box coordinate of the region this sentence describes: {}.",
+}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question of a benchmark.
+
+    Attributes:
+        key: Field and value that name it in the results, such as `("question_id", 42)`.
+        picture: File name, or COCO's number of the picture.
+        text: What is asked.
+    """
+
+    key: tuple[str, int | str]
+    picture: str | int
+    text: str
+
+
+def load_prompts(task: str, path: FilePath, *, prompt: str | None = None) -> list[Prompt]:
+    """The questions of a benchmark's file.
+
+    Args:
+        task: `"vqa"` (its questions), `"pope"`, `"captions"` (COCO's annotations) or `"rec"`.
+        path: The file.
+        prompt: With `{}` where the question goes; as LLaVA-1.5 is asked by default.
+
+    Raises:
+        ValueError: If the task is unknown or the file is not of its format.
+    """
+    if task not in PROMPTS:
+        raise ValueError(f"`task` must be one of {sorted(PROMPTS)}, got {task!r}.")
+    template = prompt or PROMPTS[task]
+    if task != "captions" and template.count("{}") != 1:
+        raise ValueError(f"`prompt` must have '{{}}' once, where the question goes; got {template!r}.")
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        content = [json.loads(line) for line in text.splitlines() if line] if task == "pope" else json.loads(text)
+        return list(_prompts(task, content, template))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of {task} ({type(error).__name__}: {error}).") from None
+
+
+def _prompts(task: str, content: Any, template: str) -> Iterator[Prompt]:
+    if task == "vqa":
+        for record in content["questions"]:
+            key = ("question_id", record["question_id"])
+            yield Prompt(key, record["image_id"], template.format(record["question"]))
+    elif task == "pope":
+        for record in content:
+            yield Prompt(("question_id", record["question_id"]), record["image"], template.format(record["text"]))
+    elif task == "rec":
+        for record in content:
+            yield Prompt(("ref_id", record["ref_id"]), record["file_name"], template.format(record["expression"]))
+    else:
+        for image_id in dict.fromkeys(record["image_id"] for record in content["annotations"]):
+            yield Prompt(("image_id", image_id), image_id, template)
+
+
+def find_picture(folder: FilePath, picture: str | int) -> Path:
+    """The file of a picture; numbers are found as COCO names them, with or without the split before the number.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    folder = Path(folder)
+    if isinstance(picture, str):
+        candidates = [folder / picture]
+    else:
+        number = f"{picture:012d}"
+        candidates = [path for path in folder.glob(f"*{number}.*") if path.suffix.lower() in _SUFFIXES]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ValueError(f"{folder} has no picture {picture!r}. Give the folder of the benchmark's pictures.")
+
+
+def answer_prompts(
+    task: Questions, baseline: Baseline, prompts: Sequence[Prompt], *, batch_size: int, progress: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answers in the form of the benchmark's results, and what the pictures cost.
+
+    Args:
+        task: LLaVA and pictures; its questions are the prompts', in their order.
+        baseline: The way in which pictures arrive.
+        prompts: As given to `task`.
+        batch_size: Pictures at a time.
+        progress: Whether to show a bar.
+
+    Returns:
+        Records with the id and `answer` (`caption` for captions) in the order of the prompts; `pictures`, and where
+        they are coded mean `bytes` with their 95 % `interval`.
+    """
+    device = task.llava.device
+    found: dict[Question, str] = {}
+    sizes: list[int] = []
+    numbers = list(range(len(task.pictures)))
+    for first in tqdm(range(0, len(numbers), batch_size), desc="pictures", disable=not progress):
+        chosen = numbers[first : first + batch_size]
+        with torch.no_grad():
+            received = baseline.receive(task.pictures[chosen].to(device))
+            found.update(task.answer(baseline, received, chosen))
+        sizes += received.num_bytes or []
+    records = []
+    for prompt, question in zip(prompts, task.questions, strict=True):
+        name = "caption" if prompt.key[0] == "image_id" else "answer"
+        records.append({prompt.key[0]: prompt.key[1], name: found[question]})
+    rate: dict[str, Any] = {"pictures": len(numbers)}
+    if sizes:
+        column = torch.tensor([sizes, [1] * len(sizes)]).double().numpy()
+        rate |= {"bytes": mean_of(column), "interval": list(bootstrap_interval(column))}
+    return records, rate
+
+
+def square_pictures(folder: FilePath, prompts: Sequence[Prompt], side: int) -> tuple[torch.Tensor, list[Question]]:
+    """The pictures of prompts, their middles resized to `side`, once each; and the prompts as questions about them.
+
+    Returns:
+        uint8 `(n, 3, side, side)` and one question per prompt.
+    """
+    places: dict[str | int, int] = {}
+    pictures, questions = [], []
+    for prompt in prompts:
+        if prompt.picture not in places:
+            places[prompt.picture] = len(places)
+            with Image.open(find_picture(folder, prompt.picture)) as image:
+                pictures.append(picture_tensor(_square(image.convert("RGB"), side)))
+        questions.append(Question(places[prompt.picture], prompt.text, ""))
+    return torch.stack(pictures), questions
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    scale = side / min(image.size)
+    image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+__all__ = ["PROMPTS", "Prompt", "answer_prompts", "find_picture", "load_prompts", "square_pictures"]
