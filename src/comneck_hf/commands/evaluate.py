@@ -21,7 +21,7 @@ from .terminal import (
 
 __all__ = ["evaluate", "plot"]
 
-TASKS = ("zero-shot", "distortion", "naming", "questions")
+TASKS = ("zero-shot", "distortion", "naming", "questions", "few-shot", "few-shot-leaky")
 BASELINE_HELP = (
     "original; reconstruction; codec=FOLDER; post-processing=FOLDER; jpeg, webp, avif or jxl, also at one quality "
     "(jpeg:10) or within a number of bytes (jpeg@400). Repeat it for more."
@@ -42,6 +42,7 @@ def evaluate(
         str | None, typer.Option("--questions-data", help="Data with columns questions and answers, split test.")
     ] = None,
     questions: Annotated[int, typer.Option("--questions", min=1, help="At most so many of them.")] = 2000,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of few-shot classification.")] = 500,
     distortion_data: Annotated[
         str | None, typer.Option("--distortion-data", help="Folder of pictures of any size, for the task distortion.")
     ] = None,
@@ -73,6 +74,7 @@ def evaluate(
         llava=llava,
         questions_data=questions_data,
         questions=questions,
+        episodes=episodes,
         distortion_data=distortion_data,
         num_proc=num_proc,
         **where,

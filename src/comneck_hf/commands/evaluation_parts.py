@@ -10,11 +10,19 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPModel,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from .. import __version__
 from ..evaluation.answers import Question, spread
 from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, PostProcessing, Reconstruction
+from ..evaluation.few_shot import FewShot, draw_episodes
 from ..evaluation.file_formats import FILE_FORMATS, find_format
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
@@ -24,6 +32,8 @@ from ..training.data import ImagePack, load_sample
 from ..training.zero_shot import load_class_prompts, zero_shot_weights
 from .loading import load_codec, load_model, load_model_config, resolve_model
 
+
+LLAVA_TASKS = ("naming", "questions", "few-shot", "few-shot-leaky")
 
 __all__ = ["Parts", "environment", "process"]
 
@@ -40,6 +50,7 @@ class Parts:
         data, split, pictures: Labelled pictures, and how many of them at most.
         llava: Answers questions; `None` where none are asked.
         questions_data, questions: Pictures with questions, and how many of them at most.
+        episodes: Of few-shot classification.
         distortion_data: Folder of pictures of any size.
         num_proc: Picture files coded at a time.
         device, dtype: Of all models.
@@ -53,6 +64,7 @@ class Parts:
     llava: str | None = None
     questions_data: str | None = None
     questions: int = 2000
+    episodes: int = 500
     distortion_data: str | None = None
     num_proc: int = 1
     device: torch.device
@@ -145,10 +157,14 @@ class Parts:
             if self.distortion_data is None:
                 raise ValueError("The task distortion needs --distortion-data, a folder of pictures.")
             return Distortion(load_picture_folder(self.distortion_data))
-        if name not in ("naming", "questions"):
-            raise ValueError(f"No task is called {name!r}. Use zero-shot, distortion, naming or questions.")
+        if name not in LLAVA_TASKS:
+            raise ValueError(f"No task is called {name!r}. Use zero-shot, distortion, {', '.join(LLAVA_TASKS)}.")
         if self.llava is None or (name == "questions" and self.questions_data is None):
             raise ValueError(f"The task {name} needs --llava{' and --questions-data' if name == 'questions' else ''}.")
+        if name.startswith("few-shot"):
+            pack, (llava, processor) = self._pack(), self._load_llava()
+            episodes = draw_episodes(pack.labels, pack.class_names, count=self.episodes)
+            return FewShot(llava, processor, pack.images, episodes, is_leaky=name == "few-shot-leaky", name=name)
         if name == "naming":
             pack = self._pack()
             asked = [
@@ -164,10 +180,13 @@ class Parts:
         self, pictures: torch.Tensor, questions: Sequence[Question], *, name: str, max_new_tokens: int = 12
     ) -> Questions:
         """Questions to the LLaVA."""
+        llava, processor = self._load_llava()
+        return Questions(llava, processor, pictures, questions, name=name, max_new_tokens=max_new_tokens)
+
+    def _load_llava(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         folder = resolve_model(self.llava)
         llava = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
-        processor = AutoProcessor.from_pretrained(folder)
-        return Questions(llava, processor, pictures, questions, name=name, max_new_tokens=max_new_tokens)
+        return llava, AutoProcessor.from_pretrained(folder)
 
     def _zero_shot(self) -> ZeroShot:
         folder, pack = resolve_model(self.clip), self._pack()

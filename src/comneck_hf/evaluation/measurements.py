@@ -57,7 +57,7 @@ def measure(
         baseline, task: What to run.
         batch_size: Pictures at a time.
         device: Of the models.
-        rank, world_size: Which of how many processes this is; each takes every `world_size`-th picture.
+        rank, world_size: Which of how many processes this is; each takes every `world_size`-th group of pictures.
         progress: Whether to show a bar.
 
     Returns:
@@ -65,8 +65,10 @@ def measure(
         in dB and `ms_ssim` of the pictures that a person would see, where there are any; `encode_seconds`,
         `decode_seconds` and so on.
     """
-    numbers = list(range(len(task.pictures)))[rank::world_size]
-    batch_size = batch_size if isinstance(task.pictures, torch.Tensor) else 1
+    size = task.group_size
+    groups = range(len(task.pictures) // size)[rank::world_size]
+    numbers = [number for group in groups for number in range(group * size, (group + 1) * size)]
+    batch_size = max(size, batch_size // size * size) if isinstance(task.pictures, torch.Tensor) else 1
     starts = range(0, len(numbers), batch_size)
     title = f"{task.name}: {baseline.name} {baseline.quality}".rstrip()
     parts = [

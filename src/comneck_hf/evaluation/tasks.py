@@ -23,9 +23,11 @@ class Task(ABC):
     Attributes:
         name: Of the task.
         pictures: uint8 `(n, 3, height, width)`, at the codec's input size; a list where sizes differ.
+        group_size: So many pictures in a row are asked about together.
     """
 
     name: str
+    group_size: int = 1
     pictures: torch.Tensor | list[torch.Tensor]
 
     @abstractmethod
@@ -99,12 +101,34 @@ class ZeroShot(Task):
         return {"top1": np.stack([100 * right[:, 0], ones]), "top5": np.stack([100 * right.any(1), ones])}
 
 
-class Questions(Task):
-    """Questions that a LLaVA answers; every ComNeck is attached to it as it is.
+class LlavaTask(Task):
+    """A task for a LLaVA; every ComNeck is attached to it as it is.
 
     Args:
         llava: Trained on pixels, or with LLaVolta's pooling.
         processor: Its processor.
+    """
+
+    def __init__(self, llava: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self.llava, self.processor = llava, processor
+        self._attached: tuple[Baseline, PreTrainedModel] | None = None
+
+    def features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
+        """What the language model reads of pictures that have arrived: `(tokens, hidden_size)` each."""
+        if baseline.comneck is not None:
+            if self._attached is None or self._attached[0] is not baseline:
+                llava = attach_vision_tower(copy.deepcopy(self.llava), baseline.comneck.vision_model)
+                self._attached = (baseline, llava)
+            return image_features(self._attached[1], received.latents).images
+        size = self.llava.config.vision_config.image_size
+        return image_features(self.llava, clip_inputs(received.pixel_values, size)).images
+
+
+class Questions(LlavaTask):
+    """Questions that a LLaVA answers.
+
+    Args:
+        llava, processor: As in [`LlavaTask`].
         pictures: As in [`Task`].
         questions: About the pictures by their numbers.
         name: Of the task.
@@ -124,11 +148,11 @@ class Questions(Task):
         judge: Callable[[str, Question], float] | None = None,
         max_new_tokens: int = 12,
     ) -> None:
-        self.name, self.llava, self.processor, self.pictures = name, llava, processor, pictures
+        super().__init__(llava, processor)
+        self.name, self.pictures = name, pictures
         self.questions = questions
         self.judge = judge or _is_expected
         self.max_new_tokens = max_new_tokens
-        self._attached: tuple[Baseline, PreTrainedModel] | None = None
 
     def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
         """Pictures, questions and LLaVA."""
@@ -147,7 +171,7 @@ class Questions(Task):
     def answer(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> list[tuple[Question, str]]:
         """Answers to all questions about the pictures with these numbers."""
         with received.timed("features"):
-            features = self._features(baseline, received)
+            features = self.features(baseline, received)
         places = {number: place for place, number in enumerate(numbers)}
         asked = [question for question in self.questions if question.picture in places]
         chosen = [Question(places[question.picture], question.text, question.answer) for question in asked]
@@ -157,18 +181,9 @@ class Questions(Task):
             )
         return list(zip(asked, answers, strict=True))
 
-    def _features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
-        if baseline.comneck is not None:
-            if self._attached is None or self._attached[0] is not baseline:
-                llava = attach_vision_tower(copy.deepcopy(self.llava), baseline.comneck.vision_model)
-                self._attached = (baseline, llava)
-            return image_features(self._attached[1], received.latents).images
-        size = self.llava.config.vision_config.image_size
-        return image_features(self.llava, clip_inputs(received.pixel_values, size)).images
-
 
 def _is_expected(answer: str, question: Question) -> float:
     return float(answer.lower() == question.answer.lower())
 
 
-__all__ = ["Distortion", "Questions", "Task", "ZeroShot"]
+__all__ = ["Distortion", "LlavaTask", "Questions", "Task", "ZeroShot"]
