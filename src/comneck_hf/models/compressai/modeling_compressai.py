@@ -86,6 +86,8 @@ class CompressaiModel(PreTrainedModel):
         from .networks_compressai import build_network
 
         self.network = build_network(config.architecture, config.quality, config.coding_table_shapes)
+        if self.device.type != "meta":  # CompressAI's constructors have set the weights
+            self._note_initialized()
         self._weights_moved = False
         self._fingerprint: tuple[Any, int] | None = None
         self.register_load_state_dict_pre_hook(_make_room_for_tables)
@@ -128,16 +130,19 @@ class CompressaiModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Gives what was not loaded the values that CompressAI's constructors set."""
-        if module is not self.network:
-            return
+        """Gives what was not loaded the values that CompressAI's constructors set, in all of the network at once."""
         from .networks_compressai import build_network
 
         with torch.device("cpu"):
             new = build_network(self.config.architecture, self.config.quality, self.config.coding_table_shapes)
         values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers()):
             init.copy_(tensor, values[name])
+        self._note_initialized()
+
+    def _note_initialized(self) -> None:
+        for module in self.modules():
+            module._is_hf_initialized = True
 
     def forward(
         self,
