@@ -9,6 +9,8 @@ from comneck_hf import (
     ComNeckModel,
     ComNeckVisionConfig,
     ComNeckVisionModel,
+    CompressaiConfig,
+    CompressaiModel,
     ElicConfig,
     ElicModel,
     auto,
@@ -17,7 +19,12 @@ from comneck_hf import (
 
 @pytest.mark.parametrize(
     ("config_class", "model_class"),
-    [(ElicConfig, ElicModel), (ComNeckVisionConfig, ComNeckVisionModel), (ComNeckConfig, ComNeckModel)],
+    [
+        (ElicConfig, ElicModel),
+        (CompressaiConfig, CompressaiModel),
+        (ComNeckVisionConfig, ComNeckVisionModel),
+        (ComNeckConfig, ComNeckModel),
+    ],
 )
 def test_every_model_is_found_by_its_type(tmp_path, config_class, model_class):
     config_class().save_pretrained(tmp_path)

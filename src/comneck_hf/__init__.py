@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .models.comneck.neck_comneck import TransformNeck
     from .models.comneck.processing_comneck import ComNeckProcessor
     from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
+    from .models.compressai.configuration_compressai import CompressaiConfig
+    from .models.compressai.modeling_compressai import CompressaiModel
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
     from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -52,6 +54,8 @@ _MODULES = {
     "ComNeckProcessor": ".models.comneck.processing_comneck",
     "ComNeckVisionConfig": ".models.comneck.configuration_comneck",
     "ComNeckVisionModel": ".models.comneck.modeling_comneck",
+    "CompressaiConfig": ".models.compressai.configuration_compressai",
+    "CompressaiModel": ".models.compressai.modeling_compressai",
     "ElicConfig": ".models.elic.configuration_elic",
     "ElicModel": ".models.elic.modeling_elic",
     "ImageFeatures": ".integrations.llava",
@@ -120,6 +124,8 @@ __all__ = [
     "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",
+    "CompressaiConfig",
+    "CompressaiModel",
     "ElicConfig",
     "ElicModel",
     "ImageFeatures",

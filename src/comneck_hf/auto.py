@@ -21,6 +21,8 @@ from .models.comneck.image_processing_pil_comneck import ComNeckImageProcessorPi
 from .models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
 from .models.comneck.processing_comneck import ComNeckProcessor
 from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
+from .models.compressai.configuration_compressai import CompressaiConfig
+from .models.compressai.modeling_compressai import CompressaiModel
 from .models.elic.configuration_elic import ElicConfig
 from .models.elic.modeling_elic import ElicModel
 from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -35,6 +37,7 @@ from .models.llavolta.modeling_llavolta import (
 
 MODELS = {
     ElicConfig: ElicModel,
+    CompressaiConfig: CompressaiModel,
     ComNeckVisionConfig: ComNeckVisionModel,
     ComNeckConfig: ComNeckModel,
     ComNeckForZeroShotConfig: ComNeckForZeroShotImageClassification,

@@ -16,7 +16,7 @@ _MEANINGS = {
     "d2": "codec for people and machines",
     "d3": "codec for machines only",
 }
-_KINDS = {"comneck": "comneck", "clip": "clip", "elic": "codec"}
+_KINDS = {"comneck": "comneck", "clip": "clip", "compressai_wrapper": "codec", "elic": "codec"}
 _TAGS = {
     "comneck": ["comneck", "image-compression", "neural-codec", "clip", "multimodal", "llava"],
     "codec": ["comneck", "image-compression", "neural-codec"],

@@ -157,7 +157,7 @@ class ComNeckConfig(HubCode, PreTrainedConfig):
             clip_config: Of CLIP's vision tower.
             projection_dim: Width of CLIP's embeddings.
             scenario: `"d1"`, `"d2"` or `"d3"`.
-            quality: Operating point, 1 to 4; the codec's by default.
+            quality: Operating point, 1 to 4; the codec's by default, where it is one of these.
             vision_options: Fields of [`ComNeckVisionConfig`], such as `num_skipped_layers` or `keep_clip_stem`.
 
         Raises:
@@ -171,7 +171,8 @@ class ComNeckConfig(HubCode, PreTrainedConfig):
         if codec_config is not None:
             codec_config = copy.deepcopy(codec_config)
             tower["latent_channels"] = codec_config.latent_channels
-            quality = getattr(codec_config, "quality", None) if quality is None else quality
+            codec_quality = getattr(codec_config, "quality", None)
+            quality = codec_quality if quality is None and codec_quality in QUALITIES else quality
         vision_config = ComNeckVisionConfig(**{**tower, **vision_options})
         return cls(codec_config=codec_config, vision_config=vision_config, scenario=scenario, quality=quality)
 

@@ -202,7 +202,7 @@ class ComNeckModel(PreTrainedModel):
             codec: A codec with `latent_channels` in its config; `None` for a model that takes latents only.
             clip: The CLIP whose layers the neck feeds.
             scenario: `"d1"`, `"d2"` or `"d3"`.
-            quality: Operating point, 1 to 4; the codec's by default.
+            quality: Operating point, 1 to 4; the codec's by default, where it is one of these.
             vision_options: Fields of [`ComNeckVisionConfig`], such as `num_skipped_layers` or `keep_clip_stem`.
 
         Raises:

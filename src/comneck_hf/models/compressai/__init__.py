@@ -1,0 +1,1 @@
+"""Any image codec of CompressAI's zoo as a codec of this package."""
