@@ -20,6 +20,8 @@ from comneck_hf import (
     LlavoltaNextModel,
     LlavoltaTextConfig,
     LlavoltaTextModel,
+    TicConfig,
+    TicModel,
 )
 
 
@@ -43,4 +45,6 @@ __all__ = [
     "LlavoltaNextModel",
     "LlavoltaTextConfig",
     "LlavoltaTextModel",
+    "TicConfig",
+    "TicModel",
 ]

@@ -11,13 +11,20 @@ from comneck_hf import (
     ComNeckVisionModel,
     ElicConfig,
     ElicModel,
+    TicConfig,
+    TicModel,
     auto,
 )
 
 
 @pytest.mark.parametrize(
     ("config_class", "model_class"),
-    [(ElicConfig, ElicModel), (ComNeckVisionConfig, ComNeckVisionModel), (ComNeckConfig, ComNeckModel)],
+    [
+        (ElicConfig, ElicModel),
+        (TicConfig, TicModel),
+        (ComNeckVisionConfig, ComNeckVisionModel),
+        (ComNeckConfig, ComNeckModel),
+    ],
 )
 def test_every_model_is_found_by_its_type(tmp_path, config_class, model_class):
     config_class().save_pretrained(tmp_path)

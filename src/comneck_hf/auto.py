@@ -31,10 +31,13 @@ from .models.llavolta.modeling_llavolta import (
     LlavoltaNextForConditionalGeneration,
     LlavoltaNextModel,
 )
+from .models.tic.configuration_tic import TicConfig
+from .models.tic.modeling_tic import TicModel
 
 
 MODELS = {
     ElicConfig: ElicModel,
+    TicConfig: TicModel,
     ComNeckVisionConfig: ComNeckVisionModel,
     ComNeckConfig: ComNeckModel,
     ComNeckForZeroShotConfig: ComNeckForZeroShotImageClassification,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
 
 from ..models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
 from ..models.comneck.modeling_comneck import ComNeckVisionModel
-from ..models.elic.modeling_elic import ElicModel
 from .unet import PostProcessingUNet
 
 
@@ -68,7 +68,7 @@ def server_parts(config: ComNeckConfig, *, batch_size: int = 1, device: str = "m
     with torch.device(device):
         tower = ComNeckVisionModel(ComNeckVisionConfig(**options)).eval()
         tower.set_attn_implementation("eager")
-        codec = ElicModel(config.codec_config).eval()
+        codec = AutoModel.from_config(config.codec_config).eval()
         unet = PostProcessingUNet().eval()
         (rows, columns), step = neck_config.latent_grid, config.patch_size
         picture = torch.rand(batch_size, 3, rows * step, columns * step)
