@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_distance
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
@@ -68,7 +68,7 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         model.config.update({"scenario": args.scenario, "quality": args.quality})
         return model
     return ComNeckModel.from_codec_and_clip(
-        ElicModel.from_pretrained(args.codec),
+        codec_from_pretrained(args.codec),
         clip,
         scenario=args.scenario,
         quality=args.quality,
