@@ -22,6 +22,8 @@ from comneck_hf import (
     LlavoltaNextModel,
     LlavoltaTextConfig,
     LlavoltaTextModel,
+    TicConfig,
+    TicModel,
 )
 
 
@@ -47,4 +49,6 @@ __all__ = [
     "LlavoltaNextModel",
     "LlavoltaTextConfig",
     "LlavoltaTextModel",
+    "TicConfig",
+    "TicModel",
 ]

@@ -20,6 +20,7 @@ from comneck_hf.evaluation.measurements import measure
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_distance
 from comneck_hf.evaluation.tasks import ZeroShot
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.unet import PostProcessingUNet
 from comneck_hf.training.arguments import RunArguments, parse_arguments
@@ -82,7 +83,7 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
             model.config.update({"scenario": args.scenario, "quality": args.quality})
         return model
     return ComNeckModel.from_codec_and_clip(
-        ElicModel.from_pretrained(args.codec),
+        codec_from_pretrained(args.codec),
         clip,
         scenario=args.scenario,
         quality=args.quality,

@@ -10,9 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import CLIPImageProcessor, CLIPModel, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPModel,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    TrainingArguments,
+    set_seed,
+)
 
 import comneck_hf
+from comneck_hf.models.llavolta.modeling_llavolta import LlavoltaForConditionalGeneration
 from comneck_hf.training.arguments import parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.conversations import PictureQuestions, load_questions, naming_pack
@@ -29,6 +39,7 @@ class LlavaArguments(TrainingArguments):
     questions_data: str = field(metadata={"help": "easy-VQA pack with the split train"})
     clip: str = field(default="comneck-tiny-clip", metadata={"help": "packaged name or folder of the CLIP"})
     pooling: str | None = field(default=None, metadata={"help": "schedule: 4stage, three-stage, heavy or light"})
+    llava: str | None = field(default=None, metadata={"help": "trained LLaVA to start from, instead of a fresh one"})
     picture_size: int = field(default=128, metadata={"help": "pixels of a picture before CLIP's processor"})
     smallest_crop: float = field(default=0.5, metadata={"help": "smallest share of a photograph in a random crop"})
     jitter: float = field(default=0.3, metadata={"help": "largest change of a photograph's colors"})
@@ -39,6 +50,20 @@ class LlavaArguments(TrainingArguments):
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_threads: int = field(default=0, metadata={"help": "CPU threads, 0 for torch's default"})
+
+
+def build_model(
+    args: LlavaArguments, dataset: PictureQuestions, clip: str
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A trained model, or a fresh one with a tokenizer for the data; and its processor."""
+    if args.llava is not None:
+        model = AutoModelForImageTextToText.from_pretrained(args.llava)
+        return model, AutoProcessor.from_pretrained(args.llava)
+    tokenizer = train_tokenizer(sorted(dataset.texts()), vocab_size=args.vocab_size)
+    processor = llava_processor(CLIPImageProcessor.from_pretrained(clip), tokenizer)
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    model = build_llava(CLIPModel.from_pretrained(clip), processor, **{name: getattr(args, name) for name in sizes})
+    return model, processor
 
 
 def main(args: LlavaArguments) -> None:
@@ -52,19 +77,11 @@ def main(args: LlavaArguments) -> None:
         load_questions(args.questions_data, "train", size=args.picture_size, max_turns=args.max_turns),
     ]
     dataset = PictureQuestions(packs, seed=args.seed)
-    tokenizer = train_tokenizer(sorted(dataset.texts()), vocab_size=args.vocab_size)
-    processor = llava_processor(CLIPImageProcessor.from_pretrained(folder), tokenizer)
-    model = build_llava(
-        CLIPModel.from_pretrained(folder),
-        processor,
-        hidden_size=args.hidden_size,
-        intermediate_size=args.intermediate_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-    )
+    model, processor = build_model(args, dataset, folder)
     callbacks = []
     if args.pooling:
-        comneck_hf.pool_visual_tokens(model, pool_stride=1)
+        if not isinstance(model, LlavoltaForConditionalGeneration):
+            comneck_hf.pool_visual_tokens(model, pool_stride=1)
         callbacks.append(VisualPoolingCallback(args.pooling))
     train_llava(model, processor, dataset, args, callbacks=callbacks)
 

@@ -13,6 +13,8 @@ from comneck_hf import (
     CompressaiModel,
     ElicConfig,
     ElicModel,
+    TicConfig,
+    TicModel,
     auto,
 )
 
@@ -22,6 +24,7 @@ from comneck_hf import (
     [
         (ElicConfig, ElicModel),
         (CompressaiConfig, CompressaiModel),
+        (TicConfig, TicModel),
         (ComNeckVisionConfig, ComNeckVisionModel),
         (ComNeckConfig, ComNeckModel),
     ],

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         LlavoltaNextModel,
         pool_visual_tokens,
     )
+    from .models.tic.configuration_tic import TicConfig
+    from .models.tic.modeling_tic import TicModel
 
 __version__ = "0.1.0"
 
@@ -67,6 +69,8 @@ _MODULES = {
     "LlavoltaNextModel": ".models.llavolta.modeling_llavolta",
     "LlavoltaTextConfig": ".models.llavolta.configuration_llavolta",
     "LlavoltaTextModel": ".models.llavolta.language_llavolta",
+    "TicConfig": ".models.tic.configuration_tic",
+    "TicModel": ".models.tic.modeling_tic",
     "TransformNeck": ".models.comneck.neck_comneck",
     "attach_vision_tower": ".integrations.llava",
     "image_features": ".integrations.llava",
@@ -137,6 +141,8 @@ __all__ = [
     "LlavoltaNextModel",
     "LlavoltaTextConfig",
     "LlavoltaTextModel",
+    "TicConfig",
+    "TicModel",
     "TransformNeck",
     "__version__",
     "attach_vision_tower",

@@ -33,11 +33,14 @@ from .models.llavolta.modeling_llavolta import (
     LlavoltaNextForConditionalGeneration,
     LlavoltaNextModel,
 )
+from .models.tic.configuration_tic import TicConfig
+from .models.tic.modeling_tic import TicModel
 
 
 MODELS = {
     ElicConfig: ElicModel,
     CompressaiConfig: CompressaiModel,
+    TicConfig: TicModel,
     ComNeckVisionConfig: ComNeckVisionModel,
     ComNeckConfig: ComNeckModel,
     ComNeckForZeroShotConfig: ComNeckForZeroShotImageClassification,

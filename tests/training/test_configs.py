@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.tic.modeling_tic import TicModel
 from comneck_hf.training.arguments import parse_arguments
 from comneck_hf.training.stages import PRESETS, choose_stages, comneck_stages
 from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
@@ -19,7 +20,7 @@ from .launch import ARGUMENTS, load_script, run_script
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FULL_SIZE = sorted(path.name for path in CONFIGS.glob("comneck-vitl14*.yaml"))
-SCRIPTS = {"clip": "train_clip", "codec": "train_codec"}
+SCRIPTS = {"clip": "train_clip", "codec": "train_codec", "tic": "train_codec"}
 
 
 def read(name: str, *words: str):
@@ -53,6 +54,37 @@ def test_the_configuration_of_the_small_llava_is_understood():
         "llava-tiny.yaml",
         *(path.name for path in CONFIGS.glob("comneck-*.yaml")),
     }
+
+
+def test_a_tic_is_trained_from_pictures_and_then_at_another_rate(data_folder, tmp_path):
+    words = ["--data", data_folder, "--hidden_channels", 8, "--latent_channels", 12, "--group_channels", 1, 1, 2, 3, 5]
+    words += ["--context_channels", 6, 4, "--aggregation_channels", 12, 10, "--depths", 1, 2, 1, 1]
+    words += ["--num_heads", 2, 2, 2, 3, "--crop_size", 64, "--calibration_pictures", 4, "--validation_pictures", 4]
+    words += ["--steps", 4, "--batch_size", 2, "--logging_steps", 1, "--output_dir"]
+    run_script("train_codec", CONFIGS / "comneck-tiny-tic.yaml", *words, tmp_path / "base")
+    entries = json.loads((tmp_path / "base" / "log.json").read_text())["log"]
+    assert sum("loss" in entry for entry in entries) == 4
+    base = TicModel.from_pretrained(tmp_path / "base" / "model")
+    assert base.config.num_heads == [2, 2, 2, 3] and base.config.lmbda == 0.008
+    again = ["--data", data_folder, *words[words.index("--calibration_pictures") : -1]]
+    again += ["--crop_size", 64, "--codec", tmp_path / "base" / "model", "--quality", 1, "--lmbda", 0.001]
+    run_script("train_codec", CONFIGS / "comneck-tiny-codec.yaml", *again, "--output_dir", tmp_path / "low")
+    low = TicModel.from_pretrained(tmp_path / "low" / "model")
+    assert low.config.quality == 1 and low.config.lmbda == 0.001
+    assert low.exact.fingerprint != base.exact.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--architecture", "tik"], r"`architecture` must be one of \['elic', 'tic'\], got 'tik'"),
+        (["--depths", "1", "1", "1", "1"], r"\['depths'\] say nothing to the architecture 'elic'"),
+    ],
+)
+def test_codecs_that_are_not_there_are_refused(words, message):
+    args = read("comneck-tiny-codec-base.yaml", *words)
+    with pytest.raises(ValueError, match=message):
+        load_script("train_codec").build_config(args)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

@@ -1,7 +1,6 @@
 """Models by name: a folder, a Hub id, or a model that ships with the package."""
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -12,13 +11,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .. import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
 from ..hub.publish import network_errors
 
-
-ModelT = TypeVar("ModelT", ComNeckModel, ElicModel)
 
 __all__ = [
     "load_codec",
@@ -81,7 +78,7 @@ def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         config = config.codec_config
     if not isinstance(config, ElicConfig):
         raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
-    return _load_weights(ElicModel, path, config, dtype).to(device)
+    return _load_weights(path, config, dtype).to(device)
 
 
 def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ComNeckModel:
@@ -91,7 +88,7 @@ def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
         ValueError: If it is no ComNeck model.
         OSError: If there is no model.
     """
-    return _load_weights(ComNeckModel, resolve_model(name), load_model_config(name), dtype).to(device)
+    return _load_weights(resolve_model(name), load_model_config(name), dtype).to(device)
 
 
 def load_model_config(name: str) -> ComNeckConfig:
@@ -136,11 +133,10 @@ def _reach(repo_id: str) -> None:
     raise OSError(f"{repo_id} cannot be loaded: {reason}.")
 
 
-def _load_weights(
-    model_class: type[ModelT], path: str, config: ComNeckConfig | ElicConfig, dtype: torch.dtype
-) -> ModelT:
+def _load_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that the configuration names, which may be a part of what is at the path."""
     try:
-        return model_class.from_pretrained(path, config=config, dtype=dtype).eval()
+        return AutoModel.from_pretrained(path, config=config, dtype=dtype).eval()
     except SafetensorError as error:
         raise ValueError(f"The weights of {path!r} are damaged ({error}). Fetch them again.") from None
 

@@ -26,9 +26,11 @@ def to_compressai(codec: ElicModel) -> nn.Module:
         The CompressAI model in float32 on the CPU. Pictures must have sides that are multiples of 64.
 
     Raises:
-        ValueError: If the kernel size is not 5, which is the only one that CompressAI builds, or if parts of the
-            codec were not built.
+        ValueError: If the codec is no ELIC, if the kernel size is not 5, which is the only one that CompressAI builds,
+            or if parts of the codec were not built.
     """
+    if codec.config.model_type != "elic":
+        raise ValueError(f"Only ELIC's weights fit into other code bases; this codec is {codec.config.model_type!r}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, which CompressAI's import uses
         from compressai.models import Elic2022Chandelier

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..models.comneck.processing_comneck import codec_from_pretrained
 from ..models.elic.modeling_elic import ElicModel
 from .compressai_reference import CompressAICodec, to_compressai
 from .exactness import ISA_ENVIRONMENT, Comparison, Setting, Share, applied, chunks, compare, encode_share, prepared
@@ -73,7 +74,7 @@ def check_exactness(
     """Encodes each picture under one setting and decodes all of them under every setting.
 
     Args:
-        codec: Folder with an [`ElicModel`] (or a model that contains one).
+        codec: Folder with a codec, or with a model that contains one.
         pictures: uint8 `(count, 3, height, width)`, sides multiples of 64; divided evenly among the encoders.
         folder: Empty folder for bitstreams and results.
         encoders: Settings that encode.
@@ -97,7 +98,7 @@ def check_exactness(
         save_file({"pictures": part.contiguous()}, folder / f"pictures-{number}.safetensors")
     if system == "compressai":
         # CompressAI derives its tables from floats: they are derived once here, as if they came with a checkpoint
-        save_file(to_compressai(ElicModel.from_pretrained(codec)).state_dict(), folder / "compressai.safetensors")
+        save_file(to_compressai(codec_from_pretrained(codec)).state_dict(), folder / "compressai.safetensors")
     for stage, members in (("encode", encoders), ("decode", decoders)):
         whole = Job(stage, system, str(codec), str(folder), {settings.index(s): s for s in members}, numbers)
         _run_all(_divided(whole), processes)
@@ -179,7 +180,7 @@ def _report(folder: Path, settings: list[Setting], encoders: list[int], decoders
 
 
 def _load(job: Job) -> ElicModel | CompressAICodec:
-    codec = ElicModel.from_pretrained(job.codec).eval()
+    codec = codec_from_pretrained(job.codec)
     if job.system == "comneck_hf":
         return codec
     model = to_compressai(codec)

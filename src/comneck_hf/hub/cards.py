@@ -16,7 +16,7 @@ _MEANINGS = {
     "d2": "codec for people and machines",
     "d3": "codec for machines only",
 }
-_KINDS = {"comneck": "comneck", "clip": "clip", "compressai_wrapper": "codec", "elic": "codec"}
+_KINDS = {"comneck": "comneck", "clip": "clip", "compressai_wrapper": "codec", "elic": "codec", "tic": "codec"}
 _TAGS = {
     "comneck": ["comneck", "image-compression", "neural-codec", "clip", "multimodal", "llava"],
     "codec": ["comneck", "image-compression", "neural-codec"],
@@ -194,7 +194,9 @@ def render_card(
 
 
 def _codec_values(config: PreTrainedConfig | None) -> dict[str, Any]:
-    return {name: getattr(config, name, None) for name in ("quality", "lmbda", "latent_channels")}
+    values = {name: getattr(config, name, None) for name in ("quality", "lmbda", "latent_channels")}
+    codec_type = "elic" if config is None else config.model_type
+    return {**values, "codec": codec_type.upper(), "codec_class": f"{codec_type.capitalize()}Model"}
 
 
 def _model_values(config: PreTrainedConfig) -> dict[str, Any]:

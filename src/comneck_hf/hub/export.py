@@ -26,7 +26,7 @@ def export_codec(codec: ElicModel, layout: str) -> Weights:
         layout: `"authors"` (also VincentChandelier's, 384 tensors) or `"compressai"` (`elic2022-chandelier`, 412).
 
     Raises:
-        ValueError: If the layout is unknown, or CompressAI cannot build this codec.
+        ValueError: If the layout is unknown, the codec is no ELIC, or CompressAI cannot build it.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {sorted(LAYOUTS)}, got {layout!r}.")
@@ -50,8 +50,9 @@ def export_checkpoint(model: ComNeckModel) -> dict[str, Weights]:
     Raises:
         ValueError: If the model has no ELIC codec.
     """
-    if not isinstance(model.codec, ElicModel):
-        raise ValueError("Only models with an ELIC codec can be exported.")
+    codec_type = None if model.codec is None else model.codec.config.model_type
+    if codec_type != "elic":
+        raise ValueError(f"Only models with an ELIC codec can be exported; the codec of this one is {codec_type!r}.")
     neck = {key: value.detach().float() for key, value in model.vision_model.neck.state_dict().items()}
     return {"state_dict": export_codec(model.codec, "authors"), "adapter": authors_neck_weights(neck)}
 

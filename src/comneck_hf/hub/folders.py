@@ -24,7 +24,7 @@ _COPIED = (
     "zero_shot.json",
     "conversion_report.json",
 )
-_MODEL_CLASSES = {"comneck": "ComNeck", "compressai_wrapper": "Compressai", "elic": "Elic"}
+_MODEL_CLASSES = {"comneck": "ComNeck", "compressai_wrapper": "Compressai", "elic": "Elic", "tic": "Tic"}
 
 
 def build_hub_folder(source: str | Path, target: str | Path, card: RenderedCard) -> None:

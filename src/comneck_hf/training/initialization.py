@@ -7,6 +7,7 @@ from torch import nn
 
 from comneck_hf.models.elic.layers_elic import AttentionBlock, ResidualBottleneck
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.tic.layers_tic import ResidualSwinBlock, SwinLayer
 
 
 @torch.no_grad()
@@ -14,21 +15,18 @@ def init_transforms_from_images(codec: ElicModel, pixel_values: torch.Tensor, lm
     """Sets g_a to a hierarchical principal component analysis of 2x2 blocks and g_s to its transpose.
 
     Residual branches start at zero and attention gates almost closed, so both transforms are linear and orthonormal up
-    to the quantization step, which is chosen for `lmbda`. A training that starts here codes pictures from the first
-    step; one that starts at random spends thousands of steps to get there.
+    to the quantization step, which is chosen for `lmbda`; the convolutions of TIC halve what its blocks, which are
+    near 2x then, double. A training that starts here codes pictures from the first step; one that starts at random
+    spends thousands of steps to get there.
 
     Args:
-        codec: The codec; changed in place.
+        codec: The codec, ELIC or TIC; changed in place.
         pixel_values: Sample pictures `(batch, 3, height, width)` in [0, 1], sides multiples of 16.
         lmbda: Trade-off of the training, on `255^2 * MSE + bpp`.
     """
     for module in codec.modules():
-        if isinstance(module, ResidualBottleneck):
-            nn.init.zeros_(module.conv3.weight)
-            nn.init.zeros_(module.conv3.bias)
-        elif isinstance(module, AttentionBlock):
-            nn.init.zeros_(module.gate[-1].weight)
-            nn.init.constant_(module.gate[-1].bias, -4.0)
+        _close_branches(module)
+    doubling = 2.0 if any(isinstance(module, ResidualSwinBlock) for module in codec.g_a) else 1.0
     analysis = [module for module in codec.g_a if isinstance(module, nn.Conv2d)]
     synthesis = [module for module in codec.g_s if isinstance(module, nn.ConvTranspose2d)][::-1]
     features = pixel_values
@@ -38,17 +36,30 @@ def init_transforms_from_images(codec: ElicModel, pixel_values: torch.Tensor, lm
         gain = math.sqrt(2 * math.log(2) * lmbda * 255**2 / 36) if stage == len(analysis) - 1 else 1.0
         components = _principal_components(features, down.out_channels)
         centre = slice(down.kernel_size[0] // 2, down.kernel_size[0] // 2 + 2)
-        for layer, factor in ((down, gain), (up, 1 / gain)):
+        for layer, factor in ((down, gain / doubling), (up, 1 / gain / doubling)):
             nn.init.normal_(layer.weight, std=1e-3)
             layer.weight[: len(components), :, centre, centre] += factor * components
             nn.init.zeros_(layer.bias)
-        down.bias -= gain * torch.nn.functional.pad(
-            components.sum((2, 3)) @ means, (0, down.out_channels - len(components))
-        )
+        down.bias[: len(components)] -= gain / doubling * (components.sum((2, 3)) @ means)
         up.bias += means
-        features = torch.nn.functional.conv2d(features, down.weight[:, :, centre, centre], stride=2)
+        features = doubling * torch.nn.functional.conv2d(features, down.weight[:, :, centre, centre], stride=2)
     for size, aggregation in zip(codec.config.group_channels, codec.parameter_aggregations, strict=True):
         aggregation[-1].bias[size:] = 1.0  # scales start away from their lower bound
+
+
+def _close_branches(module: nn.Module) -> None:
+    """Makes what a block adds to its input zero, or nearly so."""
+    if isinstance(module, ResidualBottleneck):
+        ends = {module.conv3: 0.0}
+    elif isinstance(module, SwinLayer):
+        ends = {module.attention.projection: 0.0, module.mlp[-1]: 0.0}
+    elif isinstance(module, AttentionBlock):
+        ends = {module.gate[-1]: -4.0}
+    else:
+        ends = {}
+    for layer, bias in ends.items():
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, bias)
 
 
 def _principal_components(features: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """ELIC configuration."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -58,6 +60,21 @@ class ElicConfig(HubCode, PreTrainedConfig):
     build_synthesis: bool = True
     build_entropy_networks: bool = True
     max_pixels: int = 1 << 24
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does it, but for codecs of this type only: others have other transforms.
+
+        Raises:
+            ValueError: If the dictionary is that of another type of model.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"`{cls.__name__}` describes {cls.model_type!r} codecs, but this is the configuration of a {found!r} "
+                "model. `AutoModel.from_pretrained` loads each with its own class."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_channels(self) -> None:
         """Refuses widths that ELIC cannot be built with."""

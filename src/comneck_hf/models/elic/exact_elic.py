@@ -68,7 +68,7 @@ class PreparedCoder:
     Attributes:
         key: Identity and version of every buffer.
         coder: Codes with the tables.
-        fingerprint: 32-bit digest of the buffers.
+        fingerprint: 32-bit digest of the codec's type and of the buffers.
         lookup: uint8, table index of each scale up to the last threshold.
     """
 
@@ -182,7 +182,9 @@ class ExactElic(nn.Module):
         if self._prepared is None or self._prepared.key != key:
             from ...coding.rans import TableCoder
 
-            digest = hashlib.blake2s(digest_size=4)
+            # Other codecs put other pictures into the same latents: equal integers do not make them readers of ELIC's.
+            family = "" if self.config.model_type == "elic" else self.config.model_type
+            digest = hashlib.blake2s(family.encode(), digest_size=4)
             for name, buffer in self.named_buffers():
                 digest.update(f"{name}{tuple(buffer.shape)}{buffer.dtype}".encode())
                 digest.update(buffer.cpu().numpy().tobytes())
@@ -197,7 +199,7 @@ class ExactElic(nn.Module):
 
     @property
     def fingerprint(self) -> int:
-        """32-bit digest of every integer that decides a bitstream."""
+        """32-bit digest of the codec's type and of every integer that decides a bitstream."""
         return self._prepare().fingerprint
 
     def _grid(self, batch: int, height: int, width: int, device: torch.device) -> GridTables:

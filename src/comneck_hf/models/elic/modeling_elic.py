@@ -2,15 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from ...coding.bitstream import Bitstream
 from ..entropy_models import FactorizedPrior, additive_noise, gaussian_likelihood, straight_through_round
@@ -23,10 +20,12 @@ from .layers_elic import (
     checkerboard,
     hyper_analysis,
     hyper_synthesis,
+    pad_to_multiple,
     parameter_aggregation,
     support_groups,
     synthesis_transform,
 )
+from .outputs_elic import ElicEncoderOutput, ElicOutput
 
 
 # Latent positions that are decoded together: bounds the memory, whatever the number of pictures
@@ -38,42 +37,6 @@ _PARTS = {
     "build_synthesis": ("g_s",),
     "build_entropy_networks": ("h_s", "channel_contexts", "spatial_contexts", "parameter_aggregations"),
 }
-
-
-@dataclass
-class ElicEncoderOutput(ModelOutput):
-    r"""
-    latents (`torch.FloatTensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
-        Quantized latents `y_hat`, bit-equal to what `decompress` returns.
-    likelihoods (`dict[str, torch.Tensor]`):
-        Estimated probabilities of every element of `"y"` and `"z"`.
-    """
-
-    latents: torch.FloatTensor | None = None
-    likelihoods: dict[str, torch.Tensor] | None = None
-
-
-@dataclass
-class ElicOutput(ModelOutput):
-    r"""
-    latents (`torch.Tensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
-        Quantized latents `y_hat` of the float path.
-    reconstruction (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-        Decoded picture, not clamped, cropped to the input size.
-    likelihoods (`dict[str, torch.Tensor]`):
-        Probabilities of every element of `"y"` and `"z"`.
-    """
-
-    latents: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    likelihoods: dict[str, torch.Tensor] | None = None
-
-
-def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Repeats the last row and column until both sides are multiples of `divisor`."""
-    height, width = pixel_values.shape[-2:]
-    padding = (0, -width % divisor, 0, -height % divisor)
-    return F.pad(pixel_values, padding, mode="replicate") if any(padding) else pixel_values
 
 
 class ElicPreTrainedModel(PreTrainedModel):
@@ -123,8 +86,8 @@ class ElicModel(ElicPreTrainedModel):
     def __init__(self, config: ElicConfig) -> None:
         super().__init__(config)
         hidden, latent, kernel = config.hidden_channels, config.latent_channels, config.kernel_size
-        self.g_a = analysis_transform(hidden, latent, kernel) if config.build_analysis else None
-        self.g_s = synthesis_transform(hidden, latent, kernel) if config.build_synthesis else None
+        self.g_a = self._build_g_a(config) if config.build_analysis else None
+        self.g_s = self._build_g_s(config) if config.build_synthesis else None
         self.h_a = hyper_analysis(hidden, latent, kernel) if config.build_analysis else None
         if config.build_entropy_networks:
             self._build_entropy_networks(config)
@@ -138,6 +101,14 @@ class ElicModel(ElicPreTrainedModel):
         ]
         self.register_load_state_dict_post_hook(_note_missing_integers)
         self.post_init()
+
+    def _build_g_a(self, config: ElicConfig) -> nn.Module:
+        """The analysis transform, picture to latents; with `_build_g_s`, all that other codecs replace."""
+        return analysis_transform(config.hidden_channels, config.latent_channels, config.kernel_size)
+
+    def _build_g_s(self, config: ElicConfig) -> nn.Module:
+        """The synthesis transform, latents to picture."""
+        return synthesis_transform(config.hidden_channels, config.latent_channels, config.kernel_size)
 
     def _build_entropy_networks(self, config: ElicConfig) -> None:
         latent, kernel, groups = config.latent_channels, config.kernel_size, list(config.group_channels)

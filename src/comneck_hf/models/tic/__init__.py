@@ -1,0 +1,1 @@
+"""TIC, the image codec of windowed attention."""
