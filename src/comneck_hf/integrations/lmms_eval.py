@@ -1,6 +1,6 @@
 """The model of lmms-eval: a LLaVA that is asked about coded pictures, with their bytes beside the scores.
 
-python -m lmms_eval --model comneck_llava --tasks pope,gqa,coco2017_cap_val --batch_size 8 --output_path results \
+python -m lmms_eval --model comneck_llava --tasks pope,gqa,coco2014_cap_val --batch_size 8 --output_path results \
     --model_args pretrained=llava-hf/llava-1.5-7b-hf,comneck=FOLDER,source=latents,rate_file=results/latents.json
 """
 
@@ -44,7 +44,7 @@ class ComNeckLlava(lmms):
         source: `"latents"`; for comparison `"reconstruction"`, decoded pictures through the whole CLIP, or
             `"original"`, pictures that were never coded.
         batch_size: Documents per batch, from `--batch_size`.
-        device: From `--device`; the first free one by default, and one per process where there are several.
+        device: From `--device`; Accelerate chooses by default, and always where there are several processes.
         dtype: Of the LLaVA, such as `"bfloat16"`; as saved by default. The codec always runs in float32.
         max_new_tokens: Longest answer where a task sets none.
         rate_file: The JSON file; by default `DATE_TIME_comneck_rates.json` in the working folder.
