@@ -110,7 +110,7 @@ def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, f
         for place, quality in enumerate(system["results"]["quality"])
     }
     row: dict[str, float] = {}
-    if ("original", "") in points:
+    if _KINDS[config.model_type] != "codec" and ("original", "") in points:
         row["original_top1"] = points["original", ""]["top1"]
     if _KINDS[config.model_type] == "comneck":
         quality = f"q{config.quality}"
