@@ -28,39 +28,54 @@ BASELINE_HELP = (
 )
 
 
+DataOption = Annotated[str, typer.Option("--data", help="Labelled pictures: folder or Hub id that `datasets` loads.")]
+ModelsOption = Annotated[list[str] | None, typer.Option("--model", "-m", help="ComNeck models; repeat for more.")]
+BaselineOption = Annotated[list[str] | None, typer.Option("--baseline", help=BASELINE_HELP)]
+TaskOption = Annotated[list[str] | None, typer.Option("--task", help=f"{', '.join(TASKS)}; repeat for more.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Of the data.")]
+PicturesOption = Annotated[int, typer.Option("--pictures", min=1, help="At most so many of the split.")]
+ClipOption = Annotated[str, typer.Option("--clip", help="CLIP that the models were made from.")]
+LlavaOption = Annotated[str | None, typer.Option("--llava", help="Answers in all tasks but the first two.")]
+QuestionsDataOption = Annotated[
+    str | None, typer.Option("--questions-data", help="Data with columns questions and answers, split test.")
+]
+QuestionsOption = Annotated[int, typer.Option("--questions", min=1, help="At most so many of them.")]
+EpisodesOption = Annotated[int, typer.Option("--episodes", min=1, help="Of few-shot classification.")]
+DistortionDataOption = Annotated[
+    str | None, typer.Option("--distortion-data", help="Folder of pictures of any size, for the task distortion.")
+]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")]
+WorkDirOption = Annotated[
+    Path | None, typer.Option("--work-dir", help="Keeps what is done, by default OUTPUT without suffix.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time.")]
+ProcessesOption = Annotated[int, typer.Option("--num-proc", min=1, help="Picture files coded at a time.")]
+
+
 @one_line_errors
 def evaluate(
-    data: Annotated[str, typer.Option("--data", help="Labelled pictures: folder or Hub id that `datasets` loads.")],
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="ComNeck models; repeat for more.")] = None,
-    baseline: Annotated[list[str] | None, typer.Option("--baseline", help=BASELINE_HELP)] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help=f"{', '.join(TASKS)}; repeat for more.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Of the data.")] = "validation",
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="At most so many of the split.")] = 1_000_000,
-    clip: Annotated[str, typer.Option("--clip", help="CLIP that the models were made from.")] = "comneck-tiny-clip",
-    llava: Annotated[str | None, typer.Option("--llava", help="Answers in naming and questions.")] = None,
-    questions_data: Annotated[
-        str | None, typer.Option("--questions-data", help="Data with columns questions and answers, split test.")
-    ] = None,
-    questions: Annotated[int, typer.Option("--questions", min=1, help="At most so many of them.")] = 2000,
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of few-shot classification.")] = 500,
-    distortion_data: Annotated[
-        str | None, typer.Option("--distortion-data", help="Folder of pictures of any size, for the task distortion.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("evaluation.json"),
-    work_dir: Annotated[
-        Path | None, typer.Option("--work-dir", help="Keeps what is done, by default OUTPUT without suffix.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures at a time.")] = 64,
-    num_proc: Annotated[int, typer.Option("--num-proc", min=1, help="Picture files coded at a time.")] = 1,
+    data: DataOption,
+    model: ModelsOption = None,
+    baseline: BaselineOption = None,
+    task: TaskOption = None,
+    split: SplitOption = "validation",
+    pictures: PicturesOption = 1_000_000,
+    clip: ClipOption = "comneck-tiny-clip",
+    llava: LlavaOption = None,
+    questions_data: QuestionsDataOption = None,
+    questions: QuestionsOption = 2000,
+    episodes: EpisodesOption = 500,
+    distortion_data: DistortionDataOption = None,
+    output: OutputOption = Path("evaluation.json"),
+    work_dir: WorkDirOption = None,
+    batch_size: BatchOption = 64,
+    num_proc: ProcessesOption = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.float32,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure models and baselines: bytes, quality and accuracy, with intervals and savings.
-
-    An interrupted run goes on when it is repeated. Under torchrun the processes share the pictures.
-    """
+    """Measure models and baselines: bytes, quality and accuracy, with intervals; interrupted runs go on."""
     from ..evaluation.measurements import measure_all, summarize
     from .evaluation_parts import Parts, environment, process
 
@@ -79,7 +94,7 @@ def evaluate(
         num_proc=num_proc,
         **where,
     )
-    rank, world_size = process()
+    rank, world_size = process()  # under torchrun the processes share the pictures
     points = measure_all(
         parts.baselines(baseline or ["original", "reconstruction"]),
         [parts.task(name) for name in task or ["zero-shot"]],
@@ -96,10 +111,7 @@ def evaluate(
     results = {"setting": {**parts.setting(), **environment()}, "tasks": found}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(results)
-    elif not quiet:
-        typer.echo(f"{_table(results['tasks'])}\n\nresults: {output}")
+    _print(results, output, quiet, as_json)
 
 
 @one_line_errors
@@ -132,6 +144,13 @@ def plot(
             )
     plot_curves(panels, output, rate=rate)
     typer.echo(str(output))
+
+
+def _print(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(results)
+    elif not quiet:
+        typer.echo(f"{_table(results['tasks'])}\n\nresults: {output}")
 
 
 def _table(tasks: dict[str, Any]) -> str:
