@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-import comneck_hf
 from comneck_hf import ComNeckConfig
 from comneck_hf.evaluation.benchmark import coder_speed, compress_speed, decompress_speed, start_seconds
 from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
@@ -38,7 +37,7 @@ class Arguments:
     pictures: str = field(metadata={"help": "imagenet_sample_256; its first pictures train the reference codec"})
     kodak: str = field(metadata={"help": "folder with the Kodak pictures"})
     codec: str = field(default="runs/reference-codec", metadata={"help": "full-width codec, trained when missing"})
-    tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "packaged model or folder"})
+    tiny_codec: str = field(default="runs/tiny/d1-q2/model", metadata={"help": "trained model, with float networks"})
     size_pictures: int = field(default=200, metadata={"help": "pictures of 256x256 whose sizes are taken"})
     repeats: int = 15
     compile: bool = field(default=False, metadata={"help": "also measure compiled networks (minutes more)"})
@@ -106,10 +105,9 @@ def measure_server(args: Arguments, pictures: torch.Tensor) -> dict[str, Any]:
 
 
 def measure_size(args: Arguments, codec: ElicModel) -> dict[str, Any]:
-    tiny = args.tiny_codec if Path(args.tiny_codec).exists() else comneck_hf.pretrained(args.tiny_codec)
     squares = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + args.size_pictures)
     sets = {"kodak": load_picture_folder(args.kodak), "imagenet_sample_256": list(squares)}
-    codecs = {"full_width": codec, "tiny": ElicModel.from_pretrained(tiny).eval()}
+    codecs = {"full_width": codec, "tiny": ElicModel.from_pretrained(args.tiny_codec).eval()}
     return {
         name: {pictures: summarize_sizes(model, sets[pictures]) for pictures in sets} for name, model in codecs.items()
     }

@@ -31,6 +31,7 @@ class Arguments:
 def pack(source: Path, output: Path, clip_file: Path) -> Path:
     """Writes one model; returns its folder."""
     config = AutoConfig.from_pretrained(source)
+    config.codec_config._name_or_path = ""  # a folder of this machine
     config.codec_config.build_entropy_networks = False
     config.codec_config.build_synthesis = config.scenario != "d3"
     tensors, clip = load_file(source / "model.safetensors"), load_file(clip_file)

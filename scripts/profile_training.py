@@ -34,7 +34,7 @@ class Arguments:
 
     data: str = field(metadata={"help": "caltech101_144"})
     shapes_data: str = field(metadata={"help": "easy_vqa"})
-    model: str = field(default="comneck-tiny-d1-q2", metadata={"help": "packaged model"})
+    model: str = field(default="runs/tiny/d1-q2/model", metadata={"help": "trained model, with float networks"})
     clip: str = field(default="comneck-tiny-clip", metadata={"help": "packaged CLIP"})
     steps: int = 10
     cache_dir: str = field(default="runs/profile", metadata={"help": "keeps one coded pass over some pictures"})
@@ -53,7 +53,7 @@ def profile_clip(args: Arguments, run: RunArguments) -> Times:
 
 def profile_codec(args: Arguments, run: RunArguments, *, reading: str) -> Times:
     """The last stage of a codec, on windows of 128 pixels."""
-    codec = ComNeckModel.from_pretrained(comneck_hf.pretrained(args.model)).codec
+    codec = ComNeckModel.from_pretrained(args.model).codec
     objective = CodecObjective(codec, codec_stages(codec.config.lmbda), torch.zeros(1))
     pictures = training_pictures(args.data, Augmentation(128, "window"), reading=reading)
     stage = objective.stages[-1]
@@ -64,7 +64,7 @@ def profile_codec(args: Arguments, run: RunArguments, *, reading: str) -> Times:
 def profile_comneck(args: Arguments, run: RunArguments, *, scenario: str, name: str, batch_size: int) -> Times:
     """One stage of a neck: `"align"`, `"align, coded"` on crops that were coded before, or `"joint"`."""
     clip = CLIPModel.from_pretrained(comneck_hf.pretrained(args.clip)).eval()
-    model = ComNeckModel.from_pretrained(comneck_hf.pretrained(args.model))
+    model = ComNeckModel.from_pretrained(args.model)
     pack, augmentation = load_pack(args.data, "train"), Augmentation(128, jitter=0.3)
     stages = comneck_stages(scenario, PRESETS["paper"], lmbda=0.5)
     weights = torch.randn(len(pack.class_names), model.config.projection_dim)

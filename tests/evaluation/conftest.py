@@ -1,9 +1,15 @@
-"""Data that is not in this repository."""
+"""Data that is not in this repository, and a codec that was trained for a moment."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from comneck_hf.evaluation.reference_codec import train_reference_codec
+from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +20,10 @@ def official_format() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing; COMNECK_DATA names the folder of coco_eval_256")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_codec(tiny_config: ElicConfig) -> ElicModel:
+    """A codec whose entropy networks know the pictures they code; do not change it."""
+    images = (synthetic_pictures(192, 8) * 255).round().to(torch.uint8)
+    return train_reference_codec(images, config=tiny_config, steps=60)

@@ -77,7 +77,7 @@ def test_the_command_prints_tables_and_json():
 
 
 def test_a_model_without_codec_and_odd_pictures_are_refused():
-    with pytest.raises(ValueError, match="needs a model with a codec"):
+    with pytest.raises(ValueError, match="needs a model with an ELIC or TIC codec"):
         count_complexity(ComNeckConfig(codec_config=None))
     with pytest.raises(ValueError, match="multiples of 16, got 24x32"):
         PostProcessingUNet((2, 2, 2, 2, 2))(torch.rand(1, 3, 24, 32))

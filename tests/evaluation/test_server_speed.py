@@ -8,6 +8,7 @@ import comneck_hf
 from comneck_hf.evaluation.complexity import SYSTEMS
 from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
 from comneck_hf.evaluation.server_speed import PARTS, Form, part_memory, part_speed, server_speed
+from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
 
 
@@ -27,7 +28,8 @@ def test_systems_take_the_time_of_their_parts(config):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_whole_servers_are_measured_on_the_same_pictures(config, pictures, dtype):
-    codec = ElicModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2")).eval()
+    torch.manual_seed(0)
+    codec = ElicModel(ElicConfig(**{**config.codec_config.to_dict(), "build_entropy_networks": True})).eval()
     server, other = Form(dtype).server(config, codec), CompressAICodec(to_compressai(codec))
     report = server_speed(server, other, (pictures[:2] * 255).round().to(torch.uint8), repeats=1)
     times = report["ms_per_picture"]

@@ -105,6 +105,7 @@ def test_a_wider_clip_is_refused_by_its_shape(llava, comneck):
 def test_a_fresh_llava_whose_codec_never_coded_reloads_and_codes(llava, comneck, tmp_path):
     config = llava().config
     config.vision_config = comneck.config
+    config.vision_config.codec_config.build_entropy_networks = True
     model = LlavaForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path)
     reloaded = LlavaForConditionalGeneration.from_pretrained(tmp_path)

@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
 from ..models.comneck.modeling_comneck import ComNeckVisionModel
+from ..models.elic.configuration_elic import ElicConfig
 from ..models.unet import PostProcessingUNet
 
 
@@ -85,15 +86,19 @@ class Server:
             codec: Instead of one with random weights.
 
         Raises:
-            ValueError: If the configuration has no codec.
+            ValueError: If the configuration has no codec, or one whose parts are not known.
         """
-        if config.codec_config is None:
-            raise ValueError("Complexity needs a model with a codec. Give a configuration with `codec_config`.")
+        if not isinstance(config.codec_config, ElicConfig):
+            raise ValueError(
+                "Complexity needs a model with an ELIC or TIC codec. Give one with such a `codec_config`."
+            )
+        parts = {"build_analysis": True, "build_synthesis": True, "build_entropy_networks": True}
+        codec_config = type(config.codec_config).from_dict({**config.codec_config.to_dict(), **parts})
         options = {**config.vision_config.to_dict(), "keep_clip_stem": True}
         with torch.device(device):
             tower = ComNeckVisionModel(ComNeckVisionConfig(**options)).eval().to(dtype)
             unet = PostProcessingUNet().eval().to(dtype)
-            codec = AutoModel.from_config(config.codec_config).eval().to(dtype) if codec is None else codec
+            codec = AutoModel.from_config(codec_config).eval().to(dtype) if codec is None else codec
         tower.set_attn_implementation(attention)
         return cls(config, tower, codec, unet)
 

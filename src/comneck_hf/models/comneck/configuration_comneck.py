@@ -170,6 +170,7 @@ class ComNeckConfig(HubCode, PreTrainedConfig):
         tower.update(projection_dim=projection_dim, architectures=None, dtype=None)
         if codec_config is not None:
             codec_config = copy.deepcopy(codec_config)
+            codec_config._name_or_path = ""  # the folder where it lay is of no use to others
             tower["latent_channels"] = codec_config.latent_channels
             codec_quality = getattr(codec_config, "quality", None)
             quality = codec_quality if quality is None and codec_quality in QUALITIES else quality
