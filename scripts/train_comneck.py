@@ -123,7 +123,7 @@ def build_objective(
         "normalize_logits": preset.normalize_logits,
     }
     if args.scenario == POST_PROCESSING:
-        unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.exact.fingerprint)
+        unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.fingerprint)
         stages = choose_stages(post_processing_stages(preset), args.stages)
         return PostProcessingObjective(model.codec, unet, clip, stages, **options)
     stages = comneck_stages(

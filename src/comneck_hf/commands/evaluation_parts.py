@@ -138,7 +138,7 @@ class Parts:
         for name in self.models:
             owner = name.rpartition("=")[2]
             codec = load_codec(owner, device=self.device, dtype=self.dtype)
-            if codec.exact.fingerprint == unet.fingerprint:
+            if codec.fingerprint == unet.fingerprint:
                 return PostProcessing(codec, unet, quality=f"q{load_model_config(owner).quality}")
         raise ValueError(
             f"The U-Net of {folder} was trained for the codec {unet.fingerprint:08x}, which none of the models has. "

@@ -13,7 +13,16 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .. import ComNeckConfig, ComNeckImageProcessorPil, ComNeckModel, ElicConfig, ElicModel, pretrained
+from .. import (
+    ComNeckConfig,
+    ComNeckImageProcessorPil,
+    ComNeckModel,
+    CompressaiConfig,
+    CompressaiModel,
+    ElicConfig,
+    ElicModel,
+    pretrained,
+)
 from ..hub.publish import network_errors
 
 
@@ -66,7 +75,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ElicModel:
+def load_codec(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> ElicModel | CompressaiModel:
     """The codec of a model, without the rest; `name` as in `resolve_model`.
 
     Raises:
@@ -76,7 +87,7 @@ def load_codec(name: str, *, device: torch.device | str = "cpu", dtype: torch.dt
     path, config = _load_config(name)
     if isinstance(config, ComNeckConfig):
         config = config.codec_config
-    if not isinstance(config, ElicConfig):
+    if not isinstance(config, ElicConfig | CompressaiConfig):
         raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
     return _load_weights(path, config, dtype).to(device)
 

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from .. import Bitstream, ElicModel, __version__
 from ..evaluation.metrics import bits_per_pixel
 
@@ -16,7 +18,7 @@ __all__ = ["bitstream_facts", "bitstream_text", "environment_facts", "environmen
 PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "numpy", "numba", "pillow", "compressai")
 
 
-def bitstream_facts(data: bytes, *, codec: ElicModel | None = None) -> dict[str, Any]:
+def bitstream_facts(data: bytes, *, codec: PreTrainedModel | None = None) -> dict[str, Any]:
     """Sizes, origin and integrity of a bitstream, and what its bits are spent on.
 
     Args:
@@ -25,7 +27,7 @@ def bitstream_facts(data: bytes, *, codec: ElicModel | None = None) -> dict[str,
 
     Returns:
         `segments` lists symbols, bits under the integer tables and bits the float likelihoods estimate; it is there
-        only if the codec wrote the bitstream.
+        only if the codec wrote the bitstream and has such tables.
 
     Raises:
         BitstreamError: If the bitstream is damaged.
@@ -44,18 +46,22 @@ def bitstream_facts(data: bytes, *, codec: ElicModel | None = None) -> dict[str,
     }
     if codec is None:
         return facts
-    facts["model_fingerprint"] = f"{codec.exact.fingerprint:08x}"
-    facts["model_matches"] = container.fingerprint == codec.exact.fingerprint
+    facts["model_fingerprint"] = f"{codec.fingerprint:08x}"
+    facts["model_matches"] = container.fingerprint == codec.fingerprint
     if facts["model_matches"]:
         facts |= _decoded_facts(data, codec)
     return facts
 
 
-def _decoded_facts(data: bytes, codec: ElicModel) -> dict[str, Any]:
+def _decoded_facts(data: bytes, codec: PreTrainedModel) -> dict[str, Any]:
     from ..models.elic.inspection_elic import inspect_bitstream
 
-    report = inspect_bitstream(codec, data)
     factor = codec.config.downsampling_factor
+    if not isinstance(codec, ElicModel):
+        shape = codec.decompress([data]).shape[1:]
+        size = {"coded_height": factor * shape[1], "coded_width": factor * shape[2]}
+        return {"integrity": "checksum, decoded symbols", **size, "latents": list(shape)}
+    report = inspect_bitstream(codec, data)
     return {
         "integrity": "checksum, decoded symbols, same bytes when encoded again",
         "coded_height": factor * report.latents.shape[2],
@@ -93,9 +99,10 @@ def bitstream_text(facts: Mapping[str, Any], *, name: str, model: str) -> str:
     if "model_matches" in facts:
         verdict = "wrote it" if facts["model_matches"] else f"has {facts['model_fingerprint']} and cannot decode it"
         lines.append(f"  model        {model} {verdict}")
-    if "segments" in facts:
+    if "latents" in facts:
         shape = "x".join(map(str, facts["latents"]))
         lines.append(f"  latents      {shape}, of {facts['coded_width']}x{facts['coded_height']} pixels")
+    if "segments" in facts:
         lines.append(f"  estimate     {facts['estimated_bytes']:.1f} bytes by the float likelihoods")
         lines += ["", f"  {'segment':<12}{'symbols':>9}{'bits':>11}{'estimate':>11}{'share':>9}"]
         for part in facts["segments"]:

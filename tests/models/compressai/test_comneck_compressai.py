@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
+from skimage import data
 from transformers import AutoModel, CLIPConfig, CLIPModel
+from typer.testing import CliRunner
 
-from comneck_hf import ComNeckModel, CompressaiModel
+from comneck_hf import ComNeckImageProcessor, ComNeckModel, CompressaiModel
+from comneck_hf.cli import app
 from comneck_hf.hub.cards import ModelFacts, render_card
 from comneck_hf.hub.folders import build_hub_folder
 
@@ -73,3 +77,20 @@ def test_the_hub_gets_a_folder_that_loads(comneck, codec, pictures, tmp_path, wh
     loaded = AutoModel.from_pretrained(tmp_path / "hub", trust_remote_code=True)
     assert type(loaded) is type(model)
     assert loaded.compress(pictures) == model.compress(pictures)
+
+
+def test_the_commands_code_and_tell_what_they_know(comneck, tmp_path):
+    comneck.save_pretrained(tmp_path / "model")
+    ComNeckImageProcessor.for_size(comneck.config.image_size).save_pretrained(tmp_path / "model")
+    Image.fromarray(data.astronaut()).save(tmp_path / "photo.png")
+    model = ["--model", str(tmp_path / "model")]
+    for words in (
+        ["encode", str(tmp_path / "photo.png"), "-o", str(tmp_path / "photo.cnk")],
+        ["decode", str(tmp_path / "photo.cnk"), "-o", str(tmp_path / "decoded.png")],
+        ["features", str(tmp_path / "photo.cnk"), "-o", str(tmp_path / "features.safetensors")],
+        ["info", str(tmp_path / "photo.cnk")],
+    ):
+        result = CliRunner().invoke(app, [*words, *model])
+        assert result.exit_code == 0, result.output
+    assert "wrote it" in result.output and "decoded symbols" in result.output
+    assert Image.open(tmp_path / "decoded.png").size == data.astronaut().shape[:2]

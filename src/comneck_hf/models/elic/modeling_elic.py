@@ -304,6 +304,11 @@ class ElicModel(ElicPreTrainedModel):
         derive_exact(self, self._check_pixels(pixel_values))
         self._weights_moved = False
 
+    @property
+    def fingerprint(self) -> int:
+        """32-bit digest of every integer that decides a bitstream; bitstreams carry it."""
+        return self.exact.fingerprint
+
     def update_tables(self) -> None:
         """Derives integer networks and tables where there are none, or where the float weights were trained since.
 
