@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import PIL
 import torch
 from torch import nn
 
@@ -105,6 +106,10 @@ class PictureFiles(Baseline):
         self.name, self._level, self._max_bytes = file_format, quality, max_bytes
         self.quality = f"{quality}" if max_bytes is None else f"{max_bytes} bytes"
         self._num_threads = num_threads
+
+    def depends_on(self) -> tuple[str | nn.Module, ...]:
+        """Name, point and the encoder's options."""
+        return (*super().depends_on(), repr(find_format(self.name)), PIL.__version__)
 
     def receive(self, pictures: torch.Tensor) -> Received:
         """Files and what they decode to. Decoding is part of `"encode"`: the encoder's search needs it."""

@@ -36,7 +36,7 @@ FILE_FORMATS = {
         "JPEG", {"subsampling": "4:2:0", "optimize": True, "progressive": False}, (1, 95), (1, 5, 10, 20, 40)
     ),
     "webp": FileFormat("WEBP", {"method": 6}, (0, 100), (0, 5, 20, 40, 70)),
-    "avif": FileFormat("AVIF", {"speed": 4, "subsampling": "4:2:0", "max_threads": 1}, (0, 100), (0, 10, 25, 40, 60)),
+    "avif": FileFormat("AVIF", {"speed": 6, "subsampling": "4:2:0", "max_threads": 1}, (0, 100), (0, 10, 25, 40, 60)),
     "jxl": FileFormat(
         "JXL", {"effort": 7, "num_threads": 1}, (0, 99), (0, 5, 20, 40, 70)
     ),  # 100 would be lossless, another coder
