@@ -39,7 +39,6 @@ __all__ = ["app"]
 
 DEFAULT_MODEL = "comneck-tiny-d1-q2"
 DEFAULT_CLIP = "comneck-tiny-clip"
-DEFAULT_LLAVA = "comneck-tiny-llava"
 DEFAULT_FIGURE = Path("comneck_demo.png")
 
 app = typer.Typer(
@@ -213,7 +212,7 @@ def classify(
 def ask(
     bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file, or a folder of them.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help='Such as "what is in the picture?".')],
-    llava: Annotated[str, typer.Option("--llava", help="LLaVA that answers: folder or Hub id.")] = DEFAULT_LLAVA,
+    llava: Annotated[str, typer.Option("--llava", help="LLaVA that answers: folder or Hub id.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="ComNeck to attach to a LLaVA that was trained on pixels.")
     ] = None,

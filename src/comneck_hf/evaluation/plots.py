@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 
@@ -93,8 +93,9 @@ def plot_curves(
             _draw_system(axis, system, value, rate)
         axis.set(xscale="log", xlabel=_RATE_NAMES[rate], ylabel=_VALUE_NAMES.get(value, value))
         axis.set_title(title, fontsize=10)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:,g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     figure.savefig(path)
