@@ -1,4 +1,4 @@
-"""Trains and measures the whole comneck-tiny family from the data packs: teacher, five codecs, twelve models.
+"""Trains the comneck-tiny family from the data packs: teacher, five codecs, twelve models, ablations.
 
 python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
 

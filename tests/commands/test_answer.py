@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import comneck_hf
 from comneck_hf.cli import app
-from comneck_hf.evaluation.benchmarks import find_picture, load_prompts, square_pictures
+from comneck_hf.evaluation.benchmarks import find_picture, load_prompts, picture_files, square_pictures
 from comneck_hf.training.llava import build_llava, llava_processor, train_tokenizer
 
 
@@ -119,7 +119,7 @@ def test_pictures_are_cut_to_the_middle(images):
     pictures, questions = square_pictures(images, prompts, 128)
     assert pictures.shape == (2, 3, 128, 128)
     assert [question.picture for question in questions] == [0, 1, 0]
-    with Image.open(find_picture(images, 7)) as image:
+    with Image.open(find_picture(picture_files(images), 7)) as image:
         middle = image.convert("RGB").crop((16, 0, 144, 128))
     assert (pictures[0].permute(1, 2, 0).numpy() == middle).all()
 
@@ -146,8 +146,8 @@ def test_what_cannot_be_answered_is_named(llava, images, tmp_path, words, messag
 
 
 def test_missing_pictures_and_other_files_are_named(tmp_path, images):
-    with pytest.raises(ValueError, match="has no picture 9"):
-        find_picture(images, 9)
+    with pytest.raises(ValueError, match="no picture 9"):
+        find_picture(picture_files(images), 9)
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match="no file of vqa"):
         load_prompts("vqa", tmp_path / "other.json")

@@ -50,7 +50,7 @@ def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
         "original",
         "reconstruction",
         "webp",
-        "jpeg",
+        "jpeg at 600 bytes",
         "d1",
     ]
     assert (tasks["zero-shot"]["data"], tasks["distortion"]["data"]) == ("labelled", "files")

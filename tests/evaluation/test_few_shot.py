@@ -64,7 +64,7 @@ def test_the_likeliest_label_is_chosen(llava, pictures, is_leaky):
     episodes = [Episode((0, 1, 2, 3, 4, 5), (*classes, query)) for query in classes]
     task = FewShot(model, processor, images, episodes, is_leaky=is_leaky)
     found = measure(Original(), task, batch_size=7, progress=False)["accuracy"]
-    assert found[1].tolist() == [0, 0, 0, 0, 0, 1] * 5
+    assert found[1].tolist() == [1] * 5
     if not is_leaky:
         assert mean_of(found) == 20  # the query's label is not in the prompt, so one answer fits one of the five
     received = Original().receive(task.pictures[:6])
@@ -80,4 +80,4 @@ def test_the_likeliest_label_is_chosen(llava, pictures, is_leaky):
             outputs = BaseModelOutputWithPooling(pooler_output=features)
             losses.append(model(input_ids=ids, labels=labels, mm_encoder_outputs={"image": outputs}).loss.item())
         chosen = classes[losses.index(min(losses))]
-        assert found[0, 6 * number + WAYS] == 100 * (chosen == episode.labels[WAYS])
+        assert found[0, number] == 100 * (chosen == episode.labels[WAYS])

@@ -1,4 +1,4 @@
-"""The command that trains the comneck-tiny family, and the one that measures it."""
+"""The command that trains the comneck-tiny family, and the one that packs it."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .. import ComNeckImageProcessorPil, ComNeckModel
+from .. import ComNeckImageProcessorPil, ComNeckModel, ElicModel
 from ..evaluation.file_formats import CodedPicture, picture_at_bytes, picture_at_psnr
 from ..evaluation.metrics import bits_per_pixel, picture_psnr
 from ..evaluation.plots import save_label_figure
@@ -190,6 +190,11 @@ def run_demo(
 def _stage_seconds(
     model: ComNeckModel, pixel_values: torch.Tensor, bitstreams: Sequence[bytes], latents: torch.Tensor
 ) -> dict[str, float]:
+    if not isinstance(model.codec, ElicModel):
+        raise ValueError(
+            f"The demo shows the stages of ELIC and TIC codecs, this one is {model.codec.config.model_type!r}. Use "
+            "`comneck encode`, `decode` and `classify`."
+        )
     encoded = inspect_bitstream(model.codec, bitstreams[0]).encoded
     coding = _median_seconds(lambda: model.codec.exact.pack(encoded), model.device)
     compressing = _median_seconds(lambda: model.compress(pixel_values), model.device)

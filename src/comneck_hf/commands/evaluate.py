@@ -34,6 +34,9 @@ BaselineOption = Annotated[list[str] | None, typer.Option("--baseline", help=BAS
 TaskOption = Annotated[list[str] | None, typer.Option("--task", help=f"{', '.join(TASKS)}; repeat for more.")]
 SplitOption = Annotated[str, typer.Option("--split", help="Of the data.")]
 PicturesOption = Annotated[int, typer.Option("--pictures", min=1, help="At most so many of the split.")]
+ResizeOption = Annotated[
+    bool, typer.Option("--resize", help="Bring shorter sides to the model's size, instead of cutting the middle.")
+]
 ClipOption = Annotated[str, typer.Option("--clip", help="CLIP that the models were made from.")]
 LlavaOption = Annotated[str | None, typer.Option("--llava", help="Answers in all tasks but the first two.")]
 QuestionsDataOption = Annotated[
@@ -60,6 +63,7 @@ def evaluate(
     task: TaskOption = None,
     split: SplitOption = "validation",
     pictures: PicturesOption = 1_000_000,
+    resize: ResizeOption = False,
     clip: ClipOption = "comneck-tiny-clip",
     llava: LlavaOption = None,
     questions_data: QuestionsDataOption = None,
@@ -86,6 +90,7 @@ def evaluate(
         data=data,
         split=split,
         pictures=pictures,
+        resize=resize,
         llava=llava,
         questions_data=questions_data,
         questions=questions,
@@ -162,13 +167,16 @@ def _table(tasks: dict[str, Any]) -> str:
         lines.append(f"{'':28}{'bytes':>10}{'bpp':>8}{'PSNR':>8}{value:>12}  95 % interval")
         for system in found["systems"]:
             columns = system["results"]
+            blank = [None] * len(columns["quality"])
             for place, quality in enumerate(columns["quality"]):
                 shown = [
-                    f"{columns[name][place]:{width}.{digits}f}" if name in columns else " " * width
+                    " " * width
+                    if columns.get(name, blank)[place] is None
+                    else f"{columns[name][place]:{width}.{digits}f}"
                     for name, width, digits in (("bytes", 10, 1), ("bpp", 8, 3), ("psnr-rgb", 8, 2), (value, 12, 2))
                 ]
-                interval = columns.get(f"{value}_interval")
-                bounds = "  {:.1f} to {:.1f}".format(*interval[place]) if interval else ""
+                interval = columns.get(f"{value}_interval", blank)[place]
+                bounds = "  {:.1f} to {:.1f}".format(*interval) if interval else ""
                 point = f"{system['name']} {quality}"
                 lines.append(f"{point:28}{''.join(shown)}{bounds}")
         for name, compared in found.get("against_reconstruction", {}).items():

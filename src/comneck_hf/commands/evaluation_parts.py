@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .. import __version__
+from .. import ComNeckConfig, __version__
 from ..evaluation.answers import Question, spread
 from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, PostProcessing, Reconstruction
 from ..evaluation.few_shot import FewShot, draw_episodes
@@ -29,7 +29,8 @@ from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
 from ..models.unet import PostProcessingUNet
 from ..training.conversations import NAMING_QUESTIONS, load_questions
 from ..training.data import ImagePack, load_sample
-from ..training.zero_shot import load_class_prompts, zero_shot_weights
+from ..training.zero_shot import zero_shot_weights
+from .labels import load_templates
 from .loading import load_codec, load_model, load_model_config, resolve_model
 
 
@@ -48,6 +49,7 @@ class Parts:
         models: `FOLDER_OR_ID`, or `NAME=FOLDER_OR_ID` for a curve of that name.
         clip: The CLIP of all of them.
         data, split, pictures: Labelled pictures, and how many of them at most.
+        resize: Resize their shorter sides before their middles are cut.
         llava: Answers questions; `None` where none are asked.
         questions_data, questions: Pictures with questions, and how many of them at most.
         episodes: Of few-shot classification.
@@ -61,6 +63,7 @@ class Parts:
     data: str = ""
     split: str = "validation"
     pictures: int = 1_000_000
+    resize: bool = False
     llava: str | None = None
     questions_data: str | None = None
     questions: int = 2000
@@ -87,7 +90,9 @@ class Parts:
         """
         builders = [partial(self._latents, model) for model in self.models] if name == "latents" else self._named(name)
         if len(builders) != 1:
-            raise ValueError(f"{name!r} stands for {len(builders)} baselines; one is needed, such as jpeg:10.")
+            raise ValueError(
+                f"{name!r} stands for {len(builders)} baselines of this model; one is needed, such as jpeg:10."
+            )
         return builders[0]()
 
     def _named(self, name: str) -> list[Builder]:
@@ -106,42 +111,58 @@ class Parts:
                 f"No baseline is called {name!r}. Use original, reconstruction, codec=FOLDER, post-processing=FOLDER, "
                 f"or one of {', '.join(FILE_FORMATS)}, alone, with a quality (jpeg:10) or with a size (jpeg@400)."
             )
-        options: list[dict[str, int]] = [{"quality": quality} for quality in find_format(file_format).sweep]
+        known = find_format(file_format)
+        options: list[dict[str, int]] = [{"quality": quality} for quality in known.sweep]
         if mark:
             options = [{"quality" if mark == ":" else "max_bytes": int(level)}]
+        low, high = known.qualities
+        if mark == ":" and not low <= int(level) <= high:
+            raise ValueError(f"Qualities of {file_format} are {low} to {high}, got {level}.")
         return [partial(PictureFiles, file_format, num_threads=self.num_proc, **option) for option in options]
 
     def _latents(self, name: str) -> Latents:
-        curve, _, folder = name.rpartition("=")
+        curve, folder = _split_name(name)
         return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None)
 
     def _decodes(self, name: str) -> bool:
-        config = load_model_config(name.rpartition("=")[2])
+        config = self._config(name)
         return config.scenario != "d3" and config.codec_config.build_synthesis
 
+    def _config(self, name: str) -> ComNeckConfig:
+        config = load_model_config(_split_name(name)[1])
+        if config.codec_config is None:
+            raise ValueError(
+                f"{name!r} was saved without its codec and codes no pictures. Give a whole ComNeck model."
+            )
+        return config
+
     def _reconstruction(self, name: str) -> Reconstruction:
-        curve, _, folder = name.rpartition("=")
-        config = load_model_config(folder)
+        curve, folder = _split_name(name)
+        config = self._config(name)
         owner = curve or ("" if config.scenario == "d1" else config.scenario)
         codec = load_codec(folder, device=self.device, dtype=self.dtype)
-        return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=f"q{config.quality}")
+        quality = f"q{config.quality}" if config.quality else ""
+        return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality)
 
     def _codec(self, folder: str) -> Reconstruction:
         codec = load_codec(folder, device=self.device, dtype=self.dtype)
-        quality = getattr(codec.config, "quality", None)
+        quality = codec.config.quality
         return Reconstruction(codec, name=codec.config.model_type, quality=f"q{quality}" if quality else "")
 
     def _post_processing(self, folder: str) -> PostProcessing:
         if not Path(folder).is_dir():
-            raise ValueError(f"There is no folder {folder!r}; train a U-Net with `scripts/train_postprocessing.py`.")
+            raise ValueError(
+                f"There is no folder {folder!r}; train one: `scripts/train_comneck.py --scenario post-processing`."
+            )
         unet = PostProcessingUNet.from_pretrained(folder).eval().to(self.device)
         for name in self.models:
-            owner = name.rpartition("=")[2]
+            owner = _split_name(name)[1]
             codec = load_codec(owner, device=self.device, dtype=self.dtype)
             if codec.fingerprint == unet.fingerprint:
-                return PostProcessing(codec, unet, quality=f"q{load_model_config(owner).quality}")
+                quality = self._config(name).quality
+                return PostProcessing(codec, unet, quality=f"q{quality}" if quality else "")
         raise ValueError(
-            f"The U-Net of {folder} was trained for the codec {unet.fingerprint:08x}, which none of the models has. "
+            f"The U-Net of {folder} was trained for a codec that none of the models has ({unet.fingerprint}). "
             "Add the model whose codec it was trained with."
         )
 
@@ -195,19 +216,20 @@ class Parts:
             clip,
             AutoTokenizer.from_pretrained(folder),
             class_names=list(pack.class_names),
-            templates=load_class_prompts(folder).templates,
+            templates=load_templates(folder),
         )
         return ZeroShot(clip, pack.images, pack.labels, weights.float())
 
     def _pack(self) -> ImagePack:
-        pack = load_sample(self.data, self.split, self.pictures, side=self.side())
+        pack = load_sample(self.data, self.split, self.pictures, side=self.side(), resize=self.resize)
         if pack.labels is None:
             raise ValueError(f"{self.data} has no column `label` with classes. Use labelled pictures.")
-        return pack
+        names = tuple(name.partition(",")[0] for name in pack.class_names)  # ImageNet's list synonyms
+        return replace(pack, class_names=names)
 
     def side(self) -> int:
         """Of the pictures that the models take."""
-        sides = {load_model_config(name.rpartition("=")[2]).image_size for name in self.models}
+        sides = {self._config(name).image_size for name in self.models}
         if len(sides) > 1:
             raise ValueError(f"Models are compared on pictures of one size, these take {sorted(sides)} pixels.")
         return sides.pop()
@@ -222,7 +244,13 @@ class Parts:
         facts = {"split": self.split, "clip": Path(self.clip).name}
         if self.llava is not None:
             facts |= {"llava": Path(self.llava).name}
-        return facts | {"side": self.side(), "dtype": str(self.dtype).removeprefix("torch.")}
+        names = [Path(_split_name(name)[1]) for name in self.models]
+        facts |= {"models": [name.parent.name if name.name == "model" else name.name for name in names]}
+        return facts | {
+            "side": self.side(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
 
 
 def environment() -> dict[str, Any]:
@@ -241,6 +269,14 @@ def process() -> tuple[int, int]:
     """Number of this process and how many there are; joins them under torchrun."""
     state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Curve and model of `NAME=MODEL`; no curve where a folder is called so."""
+    if "=" not in name or Path(name).exists():
+        return "", name
+    curve, _, model = name.partition("=")
+    return curve, model
 
 
 def _split_at_mark(name: str) -> tuple[str, str, str]:

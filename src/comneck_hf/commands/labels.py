@@ -23,6 +23,13 @@ class Label(NamedTuple):
     probability: float
 
 
+def load_templates(folder: str) -> Sequence[str]:
+    """Prompt templates of a CLIP: those in its `zero_shot.json`, or a few usual ones."""
+    if (Path(folder) / PROMPTS_NAME).is_file():
+        return load_class_prompts(folder).templates
+    return DEFAULT_TEMPLATES
+
+
 class ZeroShotClassifier:
     """Names what embeddings show, by a CLIP and class names.
 
@@ -55,10 +62,9 @@ class ZeroShotClassifier:
         Raises:
             ValueError: If neither the folder nor the caller names classes.
         """
-        templates: Sequence[str] = DEFAULT_TEMPLATES
+        templates = load_templates(folder)
         if (Path(folder) / PROMPTS_NAME).is_file():
             prompts = load_class_prompts(folder)
-            templates = prompts.templates
             class_names = prompts.class_names if class_names is None else class_names
         if class_names is None:
             raise ValueError(f"{folder} has no {PROMPTS_NAME}. Pass `class_names` (--labels on the command line).")

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.elic.layers_elic import pad_to_multiple
 from ..models.elic.modeling_elic import ElicModel
+from ..models.unet import PostProcessingUNet
+from ..training.content import model_parts
 from .file_formats import encode_picture, find_format, picture_at_bytes
 from .pictures import picture_tensor, tensor_picture
 
@@ -103,13 +106,14 @@ class PictureFiles(Baseline):
         if (quality is None) == (max_bytes is None):
             raise ValueError(f"Give `quality` or `max_bytes`, got {quality} and {max_bytes}.")
         find_format(file_format)
-        self.name, self._level, self._max_bytes = file_format, quality, max_bytes
-        self.quality = f"{quality}" if max_bytes is None else f"{max_bytes} bytes"
+        self.name = file_format if max_bytes is None else f"{file_format} at {max_bytes} bytes"
+        self._file_format, self._level, self._max_bytes = file_format, quality, max_bytes
+        self.quality = f"{quality}" if max_bytes is None else ""
         self._num_threads = num_threads
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """Name, point and the encoder's options."""
-        return (*super().depends_on(), repr(find_format(self.name)), PIL.__version__)
+        return (*super().depends_on(), repr(find_format(self._file_format)), PIL.__version__)
 
     def receive(self, pictures: torch.Tensor) -> Received:
         """Files and what they decode to. Decoding is part of `"encode"`: the encoder's search needs it."""
@@ -123,9 +127,9 @@ class PictureFiles(Baseline):
     def _code(self, picture: torch.Tensor) -> tuple[int, torch.Tensor]:
         image = tensor_picture(picture)
         if self._max_bytes is None:
-            coded = encode_picture(image, quality=self._level, file_format=self.name)
+            coded = encode_picture(image, quality=self._level, file_format=self._file_format)
         else:
-            coded = picture_at_bytes(image, self._max_bytes, file_format=self.name)
+            coded = picture_at_bytes(image, self._max_bytes, file_format=self._file_format)
         return len(coded.data), picture_tensor(coded.image)
 
 
@@ -142,7 +146,7 @@ class Reconstruction(Baseline):
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """Name, point and codec."""
-        return (*super().depends_on(), self.codec)
+        return (*super().depends_on(), *model_parts(self.codec))
 
     def receive(self, pictures: torch.Tensor) -> Received:
         """Bitstreams, and the pictures that they decode to."""
@@ -165,7 +169,9 @@ class PostProcessing(Reconstruction):
         unet: Decoded pictures to better ones.
     """
 
-    def __init__(self, codec: ElicModel, unet: nn.Module, *, name: str = "post-processing", quality: str = "") -> None:
+    def __init__(
+        self, codec: ElicModel, unet: PostProcessingUNet, *, name: str = "post-processing", quality: str = ""
+    ) -> None:
         super().__init__(codec, name=name, quality=quality)
         self.unet = unet
 
@@ -177,7 +183,9 @@ class PostProcessing(Reconstruction):
         """Bitstreams, and what the U-Net makes of the pictures that they decode to."""
         received = super().receive(pictures)
         with received.timed("decode"):
-            received.pixel_values = self.unet(received.pixel_values)
+            height, width = pictures.shape[-2:]
+            padded = pad_to_multiple(received.pixel_values, self.unet.size_divisor)
+            received.pixel_values = self.unet(padded)[..., :height, :width]
         return received
 
 
@@ -196,7 +204,7 @@ class Latents(Baseline):
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """Name, point and model."""
-        return (*super().depends_on(), self.comneck)
+        return (*super().depends_on(), *model_parts(self.comneck))
 
     def receive(self, pictures: torch.Tensor) -> Received:
         """Bitstreams, and their latents."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,22 +85,27 @@ def _prompts(task: str, content: Any, template: str) -> Iterator[Prompt]:
             yield Prompt(("image_id", image_id), image_id, template)
 
 
-def find_picture(folder: FilePath, picture: str | int) -> Path:
-    """The file of a picture; numbers are found as COCO names them, with or without the split before the number.
+def picture_files(folder: FilePath) -> dict[str | int, Path]:
+    """The picture files of a folder by their names, and by the numbers at the end of COCO's names."""
+    files: dict[str | int, Path] = {}
+    for path in Path(folder).iterdir():
+        if path.suffix.lower() in _SUFFIXES:
+            files[path.name] = path
+            number = path.stem[-12:]
+            if len(number) == 12 and number.isdigit():
+                files[int(number)] = path
+    return files
+
+
+def find_picture(files: Mapping[str | int, Path], picture: str | int) -> Path:
+    """The file of a picture among `picture_files`.
 
     Raises:
         ValueError: If there is none.
     """
-    folder = Path(folder)
-    if isinstance(picture, str):
-        candidates = [folder / picture]
-    else:
-        number = f"{picture:012d}"
-        candidates = [path for path in folder.glob(f"*{number}.*") if path.suffix.lower() in _SUFFIXES]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ValueError(f"{folder} has no picture {picture!r}. Give the folder of the benchmark's pictures.")
+    if picture not in files:
+        raise ValueError(f"There is no picture {picture!r}. Give the folder of the benchmark's pictures.")
+    return files[picture]
 
 
 def answer_prompts(
@@ -145,13 +150,21 @@ def square_pictures(folder: FilePath, prompts: Sequence[Prompt], side: int) -> t
 
     Returns:
         uint8 `(n, 3, side, side)` and one question per prompt.
+
+    Raises:
+        ValueError: If a picture is missing, or not square where answers are boxes.
     """
     places: dict[str | int, int] = {}
-    pictures, questions = [], []
+    pictures, questions, files = [], [], picture_files(folder)
     for prompt in prompts:
         if prompt.picture not in places:
             places[prompt.picture] = len(places)
-            with Image.open(find_picture(folder, prompt.picture)) as image:
+            with Image.open(find_picture(files, prompt.picture)) as image:
+                if prompt.key[0] == "ref_id" and image.width != image.height:
+                    raise ValueError(
+                        f"Picture {prompt.picture!r} is {image.width}x{image.height}: boxes in answers would refer to "
+                        "the square that is cut from it. Give square pictures and boxes within them."
+                    )
                 pictures.append(picture_tensor(_square(image.convert("RGB"), side)))
         questions.append(Question(places[prompt.picture], prompt.text, ""))
     return torch.stack(pictures), questions
@@ -164,4 +177,12 @@ def _square(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-__all__ = ["PROMPTS", "Prompt", "answer_prompts", "find_picture", "load_prompts", "square_pictures"]
+__all__ = [
+    "PROMPTS",
+    "Prompt",
+    "answer_prompts",
+    "find_picture",
+    "load_prompts",
+    "picture_files",
+    "square_pictures",
+]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-__all__ = ["BdRate", "Gain", "average_gain", "bd_rate", "common_rates", "value_at"]
+__all__ = ["BdRate", "Gain", "average_gain", "bd_rate", "value_at"]
 
 Curve = Sequence[tuple[float, float]]
 
@@ -25,19 +25,6 @@ def value_at(curve: Curve, rate: float) -> float:
     if not rates[0] <= rate <= rates[-1]:
         raise ValueError(f"The curve reaches from {rates[0]:.4g} to {rates[-1]:.4g}, not to {rate:.4g}.")
     return float(np.interp(np.log(rate), np.log(rates), values))
-
-
-def common_rates(anchor: Curve, test: Curve, *, count: int = 5) -> list[float]:
-    """Rates that both curves cover, evenly spaced in the logarithm.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    low = max(min(rate for rate, _ in curve) for curve in (anchor, test))
-    high = min(max(rate for rate, _ in curve) for curve in (anchor, test))
-    if low > high:
-        raise ValueError(f"The curves have no rate in common: one starts at {low:.4g}, one ends at {high:.4g}.")
-    return [float(rate) for rate in np.geomspace(low, high, count).clip(low, high)]
 
 
 @dataclass(frozen=True)
@@ -60,9 +47,16 @@ def average_gain(anchor: Curve, test: Curve) -> Gain:
     Raises:
         ValueError: If the curves have no rate in common.
     """
-    rates = common_rates(anchor, test)
+    low = max(min(rate for rate, _ in curve) for curve in (anchor, test))
+    high = min(max(rate for rate, _ in curve) for curve in (anchor, test))
+    if low > high:
+        raise ValueError(f"The curves have no rate in common: one starts at {low:.4g}, one ends at {high:.4g}.")
+    rates = sorted({low, high, *(rate for rate, _ in (*anchor, *test) if low < rate < high)})
     differences = [value_at(test, rate) - value_at(anchor, rate) for rate in rates]
-    return Gain(sum(differences) / len(differences), rates[0], rates[-1])
+    if low == high:
+        return Gain(differences[0], low, high)
+    area = np.diff(np.log(rates)) @ (np.array(differences[:-1]) + differences[1:]) / 2
+    return Gain(float(area / np.log(high / low)), low, high)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class FewShot(LlavaTask):
 
     def depends_on(self) -> tuple[str | torch.Tensor | torch.nn.Module, ...]:
         """Pictures, episodes and LLaVA."""
-        return (self.name, repr((self.episodes, self.is_leaky)), self.pictures, self.llava)
+        return (self.name, repr((self.episodes, self.is_leaky)), self.pictures, *self.llava_parts())
 
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:

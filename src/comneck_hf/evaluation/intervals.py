@@ -13,6 +13,7 @@ from .curves import BdRate, Curve, Gain, average_gain, bd_rate
 Columns = Mapping[str, np.ndarray]
 
 _PERCENTILES = (2.5, 97.5)
+_COMPARED = 90.0  # percent of the resamples that an interval of a comparison needs
 
 
 def mean_of(column: np.ndarray) -> float:
@@ -33,13 +34,14 @@ def bootstrap_interval(column: np.ndarray, *, resamples: int = 1000, seed: int =
         resamples: Sets of pictures that are drawn.
         seed: Of the draws.
     """
+    column = column[:, column[1] > 0]
     totals, counts = (resample(column.shape[1], count=resamples, seed=seed) @ column.T).T
     low, high = np.percentile(totals / counts, _PERCENTILES)
     return float(low), float(high)
 
 
 def saving(
-    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 200, seed: int = 0
+    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """BD-rate of a curve against another, with its 95 % bootstrap interval over pictures.
 
@@ -49,8 +51,8 @@ def saving(
         resamples, seed: As in `bootstrap_interval`. The same pictures are drawn for all points.
 
     Returns:
-        The fields of [`BdRate`], the `interval` of its percentage (`None` where no resample has one) and
-        `resamples_compared`, the percentage of resamples whose curves could be compared.
+        The fields of [`BdRate`], the `interval` of its percentage (`None` where fewer than 90 % of the resamples have
+        one) and `resamples_compared`, the percentage of resamples whose curves could be compared.
 
     Raises:
         ImportError: Without the extra `eval`.
@@ -60,7 +62,7 @@ def saving(
 
 
 def gain(
-    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 200, seed: int = 0
+    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """`average_gain` of a curve over another at equal bytes, with the interval of its `difference`; as `saving`."""
     return _compare(average_gain, "difference", anchor, test, value, resamples, seed)
@@ -85,8 +87,9 @@ def _compare(
             drawn.append(getattr(compare(_curve(anchor, value, weights), _curve(test, value, weights)), number))
         except ValueError:
             continue  # of few pictures, some draws do not grow with the rate
-    interval = [float(bound) for bound in np.percentile(drawn, _PERCENTILES)] if drawn else None
-    return {**asdict(found), "interval": interval, "resamples_compared": 100 * len(drawn) / resamples}
+    share = 100 * len(drawn) / resamples
+    interval = [float(bound) for bound in np.percentile(drawn, _PERCENTILES)] if share >= _COMPARED else None
+    return {**asdict(found), "interval": interval, "resamples_compared": share}
 
 
 def _curve(points: Sequence[Columns], value: str, weights: np.ndarray | float = 1.0) -> Curve:

@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 from ..training.content import content_digest
 from .baselines import Baseline
 from .intervals import Columns, bootstrap_interval, gain, mean_of, saving
-from .metrics import bits_per_pixel, ms_ssim, psnr
+from .metrics import MS_SSIM_SIDE, bits_per_pixel, ms_ssim, psnr
 from .tasks import Task
 
 
 # CompressAI's names where it has one
 _NAMES = {"psnr": "psnr-rgb", "ms_ssim": "ms-ssim-rgb"}
+MAX_PSNR = 100.0  # of equal pictures it would be infinite
 _WITH_INTERVAL = ("top1", "top5", "accuracy")
 
 
@@ -61,9 +62,9 @@ def measure(
         progress: Whether to show a bar.
 
     Returns:
-        Columns `(2, pictures)`: those of the task; `bytes` and `bpp` of whole files where pictures are coded; `psnr`
-        in dB and `ms_ssim` of the pictures that a person would see, where there are any; `encode_seconds`,
-        `decode_seconds` and so on.
+        Columns `(2, groups of pictures)`: those of the task; `bytes` and `bpp` of whole files where pictures are
+        coded; `psnr` in dB (at most 100) and `ms_ssim` (of sides above 96 pixels) of the pictures that a person would
+        see, where there are any; `encode_seconds`, `decode_seconds` and so on.
     """
     size = task.group_size
     groups = range(len(task.pictures) // size)[rank::world_size]
@@ -75,12 +76,17 @@ def measure(
         _measure_batch(baseline, task, numbers[first : first + batch_size], device)
         for first in tqdm(starts, desc=title, disable=not progress, leave=False)
     ]
-    columns = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    shares = [(numbers, _join(parts))]
     if world_size > 1:
-        shares = gather_object([(numbers, columns)])
-        order = np.argsort(np.concatenate([share for share, _ in shares]))
-        columns = {name: np.concatenate([part[name] for _, part in shares], axis=1)[:, order] for name in columns}
-    return columns
+        shares = gather_object(shares)  # of every process, also of one without pictures
+    order = np.argsort(np.concatenate([share for share, _ in shares]))
+    columns = {name: column[:, order] for name, column in _join([part for _, part in shares if part]).items()}
+    grouped = {name: column.reshape(2, -1, size).sum(2) for name, column in columns.items()}
+    return {name: column for name, column in grouped.items() if column[1].any()}
+
+
+def _join(parts: Sequence[Columns]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]} if parts else {}
 
 
 def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: torch.device | str) -> Columns:
@@ -96,8 +102,10 @@ def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: t
         measured["bpp"] = [bits_per_pixel(size, height=height, width=width) for size in received.num_bytes]
     seen = baseline.look(received, (height, width))
     if seen is not None:
-        measured["psnr"] = psnr(seen.clamp(0, 1), pictures / 255).tolist()
-        measured["ms_ssim"] = ms_ssim(seen.clamp(0, 1), pictures / 255).tolist()
+        measured["psnr"] = psnr(seen.clamp(0, 1), pictures / 255).clamp(max=MAX_PSNR).tolist()
+        columns["ms_ssim"] = np.zeros((2, len(numbers)))
+        if min(height, width) > MS_SSIM_SIDE:
+            measured["ms_ssim"] = ms_ssim(seen.clamp(0, 1), pictures / 255).tolist()
     for stage, total in seconds.items():
         measured[f"{stage}_seconds"] = [total / len(numbers)] * len(numbers)
     return columns | {name: np.stack([np.array(values), np.ones(len(numbers))]) for name, values in measured.items()}
@@ -149,9 +157,11 @@ def summarize(points: Sequence[Point], *, anchor: str = "reconstruction") -> dic
         anchor: The curve that others are compared with, where it was measured.
 
     Returns:
-        By task: `pictures`; the `value` that counts; `systems`, each with `name` and `results` (one list per quantity,
-        one entry per point in the order of the bytes); and `against_reconstruction`, or whatever the anchor is, by
-        system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none.
+        By task: `pictures` (episodes for few-shot prompts); the `value` that counts; `systems`, each with `name` and
+        `results` (one list per quantity, one entry per point in the order of the bytes, `None` where it was not
+        measured); and `against_reconstruction`, or whatever the anchor is, by system: `bd_rate` as `saving` has it
+        and `gain` of accuracy or PSNR, or why there is none. Without such an anchor, `NAME reconstruction` is that of
+        `NAME`.
     """
     tasks = _ordered(points, "task")
     return {task: _summarize_task([point for point in points if point.task == task], anchor) for task in tasks}
@@ -166,35 +176,36 @@ def _summarize_task(points: Sequence[Point], anchor: str) -> dict[str, Any]:
         "value": next((name for name in ("top1", "accuracy") if name in points[0].columns), _NAMES["psnr"]),
         "systems": [{"name": name, "results": _results(curve)} for name, curve in curves.items()],
     }
-    if anchor in curves:
-        columns = {name: [point.columns for point in curve] for name, curve in curves.items()}
-        found[f"against_{anchor}"] = {
-            name: _compare_curves(columns[anchor], curve)
-            for name, curve in columns.items()
-            if name != anchor and "bytes" in curve[0]
-        }
-    return found
+    columns = {name: [point.columns for point in curve] for name, curve in curves.items()}
+    compared = {}
+    for name, curve in columns.items():
+        against = anchor if anchor in columns else f"{name} {anchor}"
+        if against in columns and name != against and "bytes" in curve[0]:
+            compared[name] = _compare_curves(columns[against], curve)
+    return found | ({f"against_{anchor}": compared} if compared else {})
 
 
 def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[str, Any]:
     compared: dict[str, Any] = {}
     for value in ("top1", "accuracy", "psnr"):
-        if value not in anchor[0] or value not in test[0]:
+        if not all(value in columns for columns in (*anchor, *test)):
             continue
         for name, compare in (("bd_rate", saving), ("gain", gain)):
             try:
                 compared[f"{value}_{name}"] = compare(anchor, test, value)
-            except ValueError as error:
+            except (ValueError, ImportError) as error:
                 compared[f"{value}_{name}"] = str(error)
     return compared
 
 
 def _results(curve: Sequence[Point]) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {"quality": [point.quality for point in curve]}
-    for name in curve[0].columns:
-        results[_NAMES.get(name, name)] = [mean_of(point.columns[name]) for point in curve]
+    for name in dict.fromkeys(name for point in curve for name in point.columns):
+        found = [point.columns.get(name) for point in curve]
+        results[_NAMES.get(name, name)] = [None if column is None else mean_of(column) for column in found]
         if name in _WITH_INTERVAL:
-            results[f"{name}_interval"] = [list(bootstrap_interval(point.columns[name])) for point in curve]
+            intervals = [None if column is None else list(bootstrap_interval(column)) for column in found]
+            results[f"{name}_interval"] = intervals
     return results
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 
 __all__ = ["bits_per_pixel", "ms_ssim", "picture_psnr", "psnr"]
 
+MS_SSIM_SIDE = 96  # the five scales need sides above this
+
 
 def psnr(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB, one value per picture.
@@ -49,10 +51,10 @@ def ms_ssim(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     from pytorch_msssim import ms_ssim as similarity
 
     side = min(image.shape[-2:])
-    if image.shape != reference.shape or side <= 96:
+    if image.shape != reference.shape or side <= MS_SSIM_SIDE:
         raise ValueError(
-            f"MS-SSIM compares pictures of one shape with sides above 96 pixels, got {tuple(image.shape)} and "
-            f"{tuple(reference.shape)}."
+            f"MS-SSIM compares pictures of one shape with sides above {MS_SSIM_SIDE} pixels, got "
+            f"{tuple(image.shape)} and {tuple(reference.shape)}."
         )
     return similarity(image, reference, data_range=1.0, size_average=False, win_size=11 if side > 160 else 7)
 

@@ -106,12 +106,14 @@ def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -
     if rate not in results:
         axis.axhline(results[value][0], color="black", lw=1, ls="--", label=f"{name} pictures")
         return
-    values = np.array(results[value])
+    measured = [place for place, number in enumerate(results[value]) if number is not None]
+    values = np.array([results[value][place] for place in measured])
     errors = None
     if f"{value}_interval" in results:
-        low, high = np.array(results[f"{value}_interval"]).T
+        low, high = np.array([results[f"{value}_interval"][place] for place in measured]).T
         errors = (values - low, high - values)
-    axis.errorbar(np.array(results[rate]), values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
+    rates = np.array([results[rate][place] for place in measured])
+    axis.errorbar(rates, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
 
 
 def plot_answers(rows: Sequence[Mapping[str, object]], path: str | Path, *, tasks: Mapping[str, str]) -> None:

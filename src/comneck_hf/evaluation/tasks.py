@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 
 from ..integrations.llava import attach_vision_tower, image_features
+from ..models.comneck.configuration_comneck import ComNeckConfig
 from ..training.augmentation import clip_inputs
+from ..training.content import model_parts
 from .answers import Question, generate_answers
 from .baselines import Baseline, Received
 from .intervals import Columns
@@ -83,7 +85,7 @@ class ZeroShot(Task):
 
     def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
         """Pictures, classes and CLIP."""
-        return (self.name, self.pictures, self.labels, self.weights, self.clip)
+        return (self.name, self.pictures, self.labels, self.weights, *model_parts(self.clip))
 
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
@@ -107,18 +109,31 @@ class LlavaTask(Task):
     Args:
         llava: Trained on pixels, or with LLaVolta's pooling.
         processor: Its processor.
+
+    Raises:
+        ValueError: If the LLaVA has a ComNeck tower already.
     """
 
     def __init__(self, llava: PreTrainedModel, processor: ProcessorMixin) -> None:
+        if isinstance(llava.config.vision_config, ComNeckConfig):
+            raise ValueError("This LLaVA has a ComNeck tower. Give the one with a CLIP that it was made from.")
         self.llava, self.processor = llava, processor
         self._attached: tuple[Baseline, PreTrainedModel] | None = None
+
+    def llava_parts(self) -> tuple[str | nn.Module, ...]:
+        """The LLaVA and its processor, for `depends_on`."""
+        tokens = self.processor.tokenizer.backend_tokenizer.to_str()
+        return (*model_parts(self.llava), str(self.processor.chat_template), tokens)
 
     def features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
         """What the language model reads of pictures that have arrived: `(tokens, hidden_size)` each."""
         if baseline.comneck is not None:
             if self._attached is None or self._attached[0] is not baseline:
-                llava = attach_vision_tower(copy.deepcopy(self.llava), baseline.comneck.vision_model)
-                self._attached = (baseline, llava)
+                self._attached = None
+                base = self.llava.base_model
+                shared = (base.language_model, self.llava.get_output_embeddings())  # only the tower is exchanged
+                llava = copy.deepcopy(self.llava, {id(part): part for part in shared})
+                self._attached = (baseline, attach_vision_tower(llava, baseline.comneck.vision_model))
             return image_features(self._attached[1], received.latents).images
         size = self.llava.config.vision_config.image_size
         return image_features(self.llava, clip_inputs(received.pixel_values, size)).images
@@ -151,12 +166,15 @@ class Questions(LlavaTask):
         super().__init__(llava, processor)
         self.name, self.pictures = name, pictures
         self.questions = questions
+        self._asked: dict[int, list[Question]] = {}
+        for question in questions:
+            self._asked.setdefault(question.picture, []).append(question)
         self.judge = judge or _is_expected
         self.max_new_tokens = max_new_tokens
 
     def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
         """Pictures, questions and LLaVA."""
-        return (self.name, repr(self.questions), f"{self.max_new_tokens}", self.pictures, self.llava)
+        return (self.name, repr(self.questions), f"{self.max_new_tokens}", self.pictures, *self.llava_parts())
 
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
@@ -173,7 +191,7 @@ class Questions(LlavaTask):
         with received.timed("features"):
             features = self.features(baseline, received)
         places = {number: place for place, number in enumerate(numbers)}
-        asked = [question for question in self.questions if question.picture in places]
+        asked = [question for number in numbers for question in self._asked.get(number, [])]
         chosen = [Question(places[question.picture], question.text, question.answer) for question in asked]
         with received.timed("answers"):
             answers = generate_answers(

@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..models.compressai.configuration_compressai import CompressaiConfig
+
 
 _MEANINGS = {
     "d1": "codec for people, frozen; only the neck is trained",
@@ -195,8 +197,10 @@ def render_card(
 
 def _codec_values(config: PreTrainedConfig | None) -> dict[str, Any]:
     values = {name: getattr(config, name, None) for name in ("quality", "lmbda", "latent_channels")}
+    if isinstance(config, CompressaiConfig):
+        return {**values, "codec": f"{config.architecture} of CompressAI", "codec_class": "CompressaiModel"}
     codec_type = "elic" if config is None else config.model_type
-    return {**values, "codec": codec_type.upper(), "codec_class": f"{codec_type.capitalize()}Model"}
+    return {**values, "codec": codec_type.upper(), "codec_class": f"{codec_type.capitalize()}Model", "is_exact": True}
 
 
 def _model_values(config: PreTrainedConfig) -> dict[str, Any]:

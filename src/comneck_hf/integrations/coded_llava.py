@@ -188,7 +188,10 @@ class CodedLlava:
         outputs = self.llava.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **options)
         tokens = outputs[:, inputs["input_ids"].shape[1] :]
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return Answers([text.strip() for text in texts], (tokens != tokenizer.pad_token_id).sum(1).tolist())
+        return Answers(
+            [text.strip() for text in texts],
+            tokens.ne(-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id).sum(1).tolist(),
+        )
 
 
 def generation_options(wanted: Mapping[str, Any], *, max_new_tokens: int) -> dict[str, Any]:

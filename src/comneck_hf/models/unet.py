@@ -47,13 +47,18 @@ class PostProcessingUNet(nn.Module, PyTorchModelHubMixin):
         self.up = nn.ModuleList(DoubleConvolution(2 * width, width) for width in widths[:-1])
         self.to_picture = nn.Conv2d(widths[0], 3, 1)
 
+    @property
+    def size_divisor(self) -> int:
+        """Sides of pictures must be multiples of this."""
+        return 2 ** len(self.up)
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures `(batch, 3, height, width)` to pictures of the same shape; sides in multiples of 2 per level.
 
         Raises:
             ValueError: If a side is not.
         """
-        divisor = 2 ** len(self.up)
+        divisor = self.size_divisor
         if pixel_values.shape[2] % divisor or pixel_values.shape[3] % divisor:
             height, width = pixel_values.shape[2:]
             raise ValueError(f"Sides must be multiples of {divisor}, got {height}x{width}. Crop or pad the pictures.")

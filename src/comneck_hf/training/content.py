@@ -1,9 +1,12 @@
 """Names for results by everything that they depend on."""
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def content_digest(*parts: str | Tensor | nn.Module) -> str:
@@ -18,4 +21,15 @@ def content_digest(*parts: str | Tensor | nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["content_digest"]
+def model_parts(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """What decides on a model's results, for `content_digest`: its configuration without paths, and its weights."""
+    return json.dumps(_without_paths(model.config.to_dict()), sort_keys=True, default=str), model
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(part) for name, part in value.items() if name != "_name_or_path"}
+    return value
+
+
+__all__ = ["content_digest", "model_parts"]

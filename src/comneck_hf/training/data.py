@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from comneck_hf.training.augmentation import Augmentation, center_crop
@@ -158,7 +159,13 @@ def load_shapes_pack(path: str | Path, split: str, *, size: int | None = None) -
 
 
 def load_sample(
-    path: str | Path, split: str, count: int, *, reading: str = "rows", side: int | None = None
+    path: str | Path,
+    split: str,
+    count: int,
+    *,
+    reading: str = "rows",
+    side: int | None = None,
+    resize: bool = False,
 ) -> ImagePack:
     """Pictures spread evenly over a split (the first ones of a stream), their middles cut to one size.
 
@@ -168,6 +175,7 @@ def load_sample(
         count: Pictures; all of the split if it has fewer.
         reading: As in `training_pictures`.
         side: Of the square that is cut; by default the largest multiple of 64 that fits into all of them.
+        resize: Bring the shorter side of every picture to `side` first (bicubic), instead of cutting from its pixels.
 
     Raises:
         ValueError: If a picture is smaller than the square, or than 64 pixels.
@@ -178,6 +186,8 @@ def load_sample(
         rows = load_rows(path, split)
     indices = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
     pictures = rows.pictures(indices)
+    if resize and side is not None:
+        pictures = [_resized(picture, side) for picture in pictures]
     smallest = min(min(picture.shape[1:]) for picture in pictures)
     side = side or smallest // 64 * 64
     if not 64 <= side <= smallest:
@@ -293,6 +303,15 @@ def _open_stream(path: str | Path, split: str) -> datasets.IterableDataset:
     stream = datasets.load_dataset(str(path), split=split, streaming=True)
     columns = stream.column_names or ()
     return stream.rename_columns({old: new for old, new in _SHARD_COLUMNS.items() if old in columns})
+
+
+def _resized(picture: Tensor, side: int) -> Tensor:
+    """A picture `(3, height, width)` with `side` pixels along the shorter side."""
+    height, width = picture.shape[1:]
+    scale = side / min(height, width)
+    size = (max(side, round(height * scale)), max(side, round(width * scale)))
+    resized = F.interpolate(picture[None].float(), size, mode="bicubic", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

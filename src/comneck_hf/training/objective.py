@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from comneck_hf.models.compressai.modeling_compressai import CompressaiModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import RunArguments
 from comneck_hf.training.losses import mean_squared_error, rate
@@ -104,8 +105,17 @@ def codec_terms(codec: ElicModel, pixel_values: Tensor, stage: Stage) -> tuple[T
 
 
 def half_precision(model: nn.Module) -> dict[str, Tensor]:
-    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again."""
-    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    """The state with float16 in place of float32, for half the file; `from_pretrained` widens it again.
+
+    Codecs of CompressAI stay as they are: the bits of their floats decide what decodes.
+    """
+    exact = tuple(
+        f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, CompressaiModel)
+    )
+    return {
+        name: value if name.startswith(exact) or not value.is_floating_point() else value.half()
+        for name, value in model.state_dict().items()
+    }
 
 
 class CodecObjective(Objective):

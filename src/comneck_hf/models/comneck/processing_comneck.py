@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, LlavaNextConfig, LlavaProcessor,
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..compressai.configuration_compressai import CompressaiConfig
 from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
@@ -258,7 +259,7 @@ def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrain
         config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source} holds no model to take the codec from. {advice}") from error
-    if isinstance(config, ElicConfig):
+    if isinstance(config, ElicConfig | CompressaiConfig):
         return AutoModel.from_pretrained(source, **options).eval()
     parts = [getattr(config, name, None) for name in ("vision_config", "comneck_config")]
     comneck = next((part for part in (config, *parts) if isinstance(part, ComNeckConfig)), None)

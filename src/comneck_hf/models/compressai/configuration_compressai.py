@@ -71,6 +71,11 @@ class CompressaiConfig(HubCode, PreTrainedConfig):
         return 16
 
     @property
+    def build_synthesis(self) -> bool:
+        """Its decoder is always there."""
+        return True
+
+    @property
     def size_divisor(self) -> int:
         """Picture sides are padded to a multiple of this."""
         return 64

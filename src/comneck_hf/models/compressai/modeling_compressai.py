@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,15 @@ class CompressaiModel(PreTrainedModel):
         self.register_load_state_dict_pre_hook(_make_room_for_tables)
         self.register_load_state_dict_post_hook(_note_missing_tables)
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "CompressaiModel":
+        """Moves the network, but leaves its floats as they are: their bits decide what decodes."""
+        network = self._modules.pop("network")
+        super()._apply(fn, recurse)
+        self._modules["network"] = network
+        device = fn(torch.empty(0, device=self.device)).device
+        network._apply(lambda tensor: tensor.to(device))
+        return self
 
     @classmethod
     def from_zoo(
