@@ -96,22 +96,32 @@ def test_vqa_is_answered_in_the_order_of_its_questions_and_scored(llava, images,
 
 def test_the_other_benchmarks_are_answered_in_their_own_forms(llava, images, tmp_path):
     name = "COCO_val2014_000000000007.jpg"
+    with Image.open(images / name) as image:
+        image.crop((0, 0, 128, 128)).save(tmp_path / "square.jpg")
     files = {
         "pope": [{"question_id": 1, "image": name, "text": "Is there a cup in the image?", "label": "yes"}],
         "captions": {"annotations": [{"image_id": 8, "caption": "a cup"}, {"image_id": 8, "caption": "cups"}]},
-        "rec": [{"ref_id": 5, "file_name": name, "expression": "the cup", "bbox": [1, 2, 3, 4]}],
+        "rec": [{"ref_id": 5, "file_name": "square.jpg", "expression": "the cup", "bbox": [1, 2, 3, 4]}],
     }
     expected = {"pope": {"question_id": 1}, "captions": {"image_id": 8}, "rec": {"ref_id": 5}}
     for task, content in files.items():
         file, output = tmp_path / f"{task}.json", tmp_path / f"{task}-answers.json"
         file.write_text(json.dumps(content[0]) if task == "pope" else json.dumps(content))
-        words = ["--questions", file, "--images", images, "--llava", llava, "--model", MODEL, "--max-new-tokens", 2]
+        folder = tmp_path if task == "rec" else images
+        words = ["--questions", file, "--images", folder, "--llava", llava, "--model", MODEL, "--max-new-tokens", 2]
         code, text = run("answer", task, *words, "--output", output, "--quiet")
         assert code == 0, text
         (record,) = [json.loads(output.read_text())] if task == "pope" else json.loads(output.read_text())
         (answer,) = set(record) - set(expected[task])
         assert answer == ("caption" if task == "captions" else "answer")
         assert record.items() >= expected[task].items()
+
+
+def test_boxes_within_a_square_that_was_cut_are_not_asked_for(images, tmp_path):
+    record = {"ref_id": 5, "file_name": "COCO_val2014_000000000007.jpg", "expression": "the cup"}
+    (tmp_path / "rec.json").write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match="is 160x128: boxes in answers would refer to the square"):
+        square_pictures(images, load_prompts("rec", tmp_path / "rec.json"), 128)
 
 
 def test_pictures_are_cut_to_the_middle(images):

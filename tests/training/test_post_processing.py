@@ -86,5 +86,5 @@ def test_a_trained_unet_is_measured_behind_its_codec_and_no_other(
     assert isinstance(baseline, PostProcessing)
     assert (baseline.name, baseline.quality) == ("post-processing", "q2")
     other, _ = Parts(models=["comneck-tiny-d1-q2"], **options).baselines([f"post-processing={folder}"])
-    with pytest.raises(ValueError, match="which none of the models has"):
+    with pytest.raises(ValueError, match="that none of the models has"):
         other()

@@ -81,7 +81,8 @@ def measure(
         shares = gather_object(shares)  # of every process, also of one without pictures
     order = np.argsort(np.concatenate([share for share, _ in shares]))
     columns = {name: column[:, order] for name, column in _join([part for _, part in shares if part]).items()}
-    grouped = {name: column.reshape(2, -1, size).sum(2) for name, column in columns.items()}
+    # contiguous, since safetensors writes arrays as they lie in memory
+    grouped = {name: np.ascontiguousarray(column.reshape(2, -1, size).sum(2)) for name, column in columns.items()}
     return {name: column for name, column in grouped.items() if column[1].any()}
 
 

@@ -111,7 +111,7 @@ def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -
     errors = None
     if f"{value}_interval" in results:
         low, high = np.array([results[f"{value}_interval"][place] for place in measured]).T
-        errors = (values - low, high - values)
+        errors = np.stack([values - low, high - values])
     rates = np.array([results[rate][place] for place in measured])
     axis.errorbar(rates, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
 
