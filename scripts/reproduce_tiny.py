@@ -5,6 +5,7 @@ python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
 Trainings that are done are skipped and interrupted ones go on, so the command can be repeated at any time.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class Arguments:
     data: str = field(metadata={"help": "folder with caltech101_144, easy_vqa and kodak"})
     output_dir: str = field(default="runs/tiny", metadata={"help": "gets one folder per training"})
     jobs: int = field(default=1, metadata={"help": "trainings at a time, with one thread each"})
+    log_file: str | None = field(default=None, metadata={"help": "gets the logs of all trainings in OUTPUT_DIR"})
     only: list[str] = field(
         default_factory=list, metadata={"help": "run only jobs whose name starts with one of these"}
     )
@@ -125,6 +127,17 @@ def run_jobs(jobs: list[Job], output: Path, pool: ThreadPoolExecutor) -> Iterato
             yield name
 
 
+def collect_logs(output: Path, file: Path) -> None:
+    """Writes the logs of all finished trainings into one file, without the folders of this machine."""
+    logs = {}
+    for path in sorted(output.glob("*/log.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = {name: value for name, value in content["config"].items() if os.sep not in str(value)}
+        logs[path.parent.name] = {**content, "config": config}
+    lines = [f"{json.dumps(name)}: {json.dumps(log)}" for name, log in logs.items()]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
 def main(args: Arguments) -> None:
     output = Path(args.output_dir)
     jobs = [job for job in family(Path(args.data), output) if not args.only or job.name.startswith(tuple(args.only))]
@@ -135,6 +148,8 @@ def main(args: Arguments) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if args.log_file is not None:
+        collect_logs(output, Path(args.log_file))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The command that trains the comneck-tiny family, and the one that packs it."""
 
+import json
+
 import pytest
 import torch
 
@@ -48,6 +50,21 @@ def test_trainings_wait_for_what_they_need_and_only_for_that(tmp_path, monkeypat
     assert sorted(order) == sorted(jobs)
     for number, name in enumerate(order):
         assert set(jobs[name].needs) <= set(order[:number])
+
+
+def test_the_logs_are_collected_without_folders(tmp_path):
+    script = load_script("reproduce_tiny")
+    for name in ("d1-q1", "d3-q1"):
+        (tmp_path / name).mkdir()
+        config = {"data": str(tmp_path), "steps": 7, "targets": ["image_embeds"]}
+        log = {"config": config, "stages": [], "log": [{"step": 1, "loss": 0.5}]}
+        (tmp_path / name / "log.json").write_text(json.dumps(log))
+    args = script.Arguments(data="", output_dir=str(tmp_path), only=["none"], log_file=str(tmp_path / "logs.json"))
+    script.main(args)
+    logs = json.loads((tmp_path / "logs.json").read_text())
+    assert list(logs) == ["d1-q1", "d3-q1"]
+    assert logs["d1-q1"]["config"] == {"steps": 7, "targets": ["image_embeds"]}
+    assert logs["d1-q1"]["log"] == [{"step": 1, "loss": 0.5}]
 
 
 def test_packed_models_do_what_the_trained_ones_did(tmp_path):
