@@ -1,26 +1,13 @@
 """Answers about pictures, and what pooling saves."""
 
 import pytest
+from PIL import Image
 from transformers import LlamaConfig
 
-from comneck_hf.evaluation.answers import Question, score_answers, spread, wilson_interval
-from comneck_hf.evaluation.plots import plot_answers, plot_speedups
+from comneck_hf.evaluation.answers import Question, spread
+from comneck_hf.evaluation.plots import plot_speedups, plot_strides
 from comneck_hf.evaluation.pooling_speed import measure_pooling, random_llava
 from comneck_hf.models.llavolta.pooling_llavolta import compression_ratio
-
-
-def test_right_answers_are_counted_whatever_their_case():
-    questions = [Question(0, "what?", "Windsor chair"), Question(0, "what?", "cup"), Question(1, "what?", "cup")]
-    scored = score_answers(["windsor chair", "cups", "cup"], questions)
-    assert scored["accuracy"] == pytest.approx(200 / 3)
-    low, high = scored["interval"]
-    assert low < scored["accuracy"] < high
-
-
-def test_the_interval_is_wilsons():
-    """Newcombe (1998), table 1: 81 of 263, and 0 of 20."""
-    assert wilson_interval(81, 263) == pytest.approx((25.53, 36.62), abs=0.01)
-    assert wilson_interval(0, 20) == pytest.approx((0, 16.11), abs=0.01)
 
 
 def test_questions_are_spread_over_all_of_them():
@@ -48,14 +35,14 @@ def test_a_cache_shrinks_as_the_formula_says(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_answers_are_drawn(tmp_path):
-    task = {"accuracy": 50.0, "interval": [45.0, 56.0]}
-    rows = [{"source": "original", "vqa": task}]
-    rows += [
-        {"source": source, "scenario": scenario, "bytes_per_picture": size, "vqa": task}
-        for source in ("latents", "reconstruction")
-        for scenario in ("d1", "d3")
-        for size in (200, 400)
+def test_strides_are_drawn(tmp_path):
+    rows = [
+        {"task": task, "trained": name, "pool_stride": stride, "accuracy": 50.0, "interval": [45.0, 56.0]}
+        for task in ("naming", "questions")
+        for name in ("with", "without")
+        for stride in (1, 8)
     ]
-    plot_answers(rows, tmp_path / "figure.png", tasks={"vqa": "questions"})
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+    plot_strides(rows, tmp_path / "both.png")
+    plot_strides(rows[:4], tmp_path / "one.png")
+    sizes = [Image.open(tmp_path / f"{name}.png").size for name in ("both", "one")]
+    assert sizes[0] == (2 * sizes[1][0], sizes[1][1])

@@ -23,7 +23,7 @@ ARGUMENTS = {
     "train_comneck": "ComNeckArguments",
     "train_llava": "LlavaArguments",
     "train_llavolta": "LlavoltaArguments",
-    "evaluate_mllm": "Arguments",
+    "evaluate_pooling": "Arguments",
     "benchmark_llavolta": "Arguments",
 }
 # One process imports everything; the others are forked from it and start at once.

@@ -140,23 +140,42 @@ def test_any_llava_is_fine_tuned_with_a_schedule(trained, chats, tmp_path, lora_
         assert adapters and all("language_model" in name for name in adapters)
 
 
-def test_towers_and_strides_are_measured(trained, data_folder, shapes_folder, tmp_path):
+def test_answers_at_every_stride_are_measured(trained, data_folder, shapes_folder, tmp_path):
     options = {
         "llava": trained,
-        "models": pretrained("comneck-tiny-d1-q2"),
         "data": data_folder,
         "questions_data": shapes_folder,
         "questions": 8,
         "output": tmp_path / "results.json",
         "figure": tmp_path / "figure.png",
     }
-    run_script("evaluate_mllm", *words(options), "--strides", "1", "4")
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["source"] for row in results["towers"]] == ["original", "latents", "reconstruction"]
-    assert results["towers"][1]["bytes_per_picture"] == sum(results["towers"][1]["bytes"].values()) / 2
-    assert [row["pool_stride"] for row in results["strides"]] == [1, 4]
-    plain, unpooled = results["towers"][0], results["strides"][0]
-    assert all(plain[task]["accuracy"] == unpooled[task]["accuracy"] for task in ("vqa", "naming"))
+    run_script("evaluate_pooling", *words(options), "--strides", "1", "4")
+    rows = json.loads((tmp_path / "results.json").read_text())["strides"]
+    assert [(row["task"], row["pool_stride"]) for row in rows] == [
+        ("naming", 1),
+        ("naming", 4),
+        ("questions", 1),
+        ("questions", 4),
+    ]
+    output = tmp_path / "plain.json"
+    command = ["eval", "--data", str(data_folder), "--questions-data", str(shapes_folder), "--questions", "8"]
+    command += [
+        "--llava",
+        str(trained),
+        "--baseline",
+        "original",
+        "--task",
+        "naming",
+        "--task",
+        "questions",
+        "--quiet",
+    ]
+    result = CliRunner().invoke(app, [*command, "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    for row in rows[::2]:  # a stride of one changes nothing
+        original, d1 = json.loads(output.read_text())["tasks"][row["task"]]["systems"]
+        assert original["results"]["accuracy"] == [row["accuracy"]]
+        assert d1["results"]["bytes"][0] > 0
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 

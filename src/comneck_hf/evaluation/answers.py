@@ -1,17 +1,13 @@
 """Answers of a LLaVA about pictures that reach it in different ways: pixels, decoded pictures, latents."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..integrations.llava import image_features
-from ..models.comneck.modeling_comneck import ComNeckModel
 from ..training.conversations import conversation
 
 
@@ -28,55 +24,6 @@ class Question:
     picture: int
     text: str
     answer: str
-
-
-@torch.no_grad()
-def pixel_features(
-    llava: PreTrainedModel, processor: ProcessorMixin, pictures: torch.Tensor, *, batch_size: int = 64
-) -> list[torch.Tensor]:
-    """What the language model reads of pictures, through the tower it was trained with.
-
-    Args:
-        llava: With a CLIP tower.
-        processor: Its processor.
-        pictures: uint8 `(n, 3, height, width)`.
-        batch_size: Pictures per batch.
-
-    Returns:
-        One tensor of shape `(tokens, hidden_size)` per picture.
-    """
-    features: list[torch.Tensor] = []
-    for batch in tqdm(pictures.split(batch_size), desc="pictures", leave=False):
-        images = [Image.fromarray(picture) for picture in batch.permute(0, 2, 3, 1).numpy()]
-        pixel_values = processor.image_processor(images, return_tensors="pt").pixel_values
-        features += image_features(llava, pixel_values).images
-    return features
-
-
-@torch.no_grad()
-def coded_features(
-    llava: PreTrainedModel, comneck: ComNeckModel, pictures: torch.Tensor, *, batch_size: int = 64
-) -> tuple[list[torch.Tensor], torch.Tensor, float]:
-    """What the language model reads of bitstreams, and the pictures that a person would see.
-
-    Args:
-        llava: With ComNeck's tower attached.
-        comneck: The model the tower is from; it codes.
-        pictures: uint8 `(n, 3, height, width)`, at the codec's input size.
-        batch_size: Pictures per batch.
-
-    Returns:
-        One tensor per picture, as `pixel_features`; the decoded pictures, uint8; mean bytes per picture.
-    """
-    features: list[torch.Tensor] = []
-    decoded, num_bytes = [], 0
-    for batch in tqdm(pictures.split(batch_size), desc="bitstreams", leave=False):
-        bitstreams = comneck.compress(batch.float() / 255)
-        num_bytes += sum(map(len, bitstreams))
-        latents = comneck.decompress(bitstreams)
-        features += image_features(llava, latents).images
-        decoded.append((comneck.reconstruct(latents) * 255).round().to(torch.uint8))
-    return features, torch.cat(decoded), num_bytes / len(pictures)
 
 
 def prompt_inputs(processor: ProcessorMixin, questions: Sequence[str], num_tokens: Sequence[int]) -> BatchEncoding:
@@ -130,21 +77,6 @@ def generate_answers(
     return answers
 
 
-def score_answers(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, float | list[float]]:
-    """Share of answers that are right, in percent, with Wilson's 95 % interval. Upper and lower case are equal."""
-    pairs = zip(answers, questions, strict=True)
-    right = sum(answer.lower() == question.answer.lower() for answer, question in pairs)
-    return {"accuracy": 100 * right / len(questions), "interval": list(wilson_interval(right, len(questions)))}
-
-
-def wilson_interval(right: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a proportion in percent (Wilson, 1927); 95 % with the default `z`."""
-    share, weight = right / count, z * z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return 100 * (middle - half), 100 * (middle + half)
-
-
 def spread(questions: Iterable[Question], count: int) -> list[Question]:
     """At most `count` questions, evenly over all of them."""
     questions = list(questions)
@@ -154,11 +86,7 @@ def spread(questions: Iterable[Question], count: int) -> list[Question]:
 
 __all__ = [
     "Question",
-    "coded_features",
     "generate_answers",
-    "pixel_features",
     "prompt_inputs",
-    "score_answers",
     "spread",
-    "wilson_interval",
 ]

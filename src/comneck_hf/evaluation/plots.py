@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 
-__all__ = ["plot_answers", "plot_curves", "plot_speedups", "save_label_figure"]
+__all__ = ["plot_curves", "plot_speedups", "plot_strides", "save_label_figure"]
 
 _RATE_NAMES = {"bytes": "bytes per picture, whole files", "bpp": "bits per pixel, whole files"}
 _VALUE_NAMES = {
@@ -116,37 +116,28 @@ def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -
     axis.errorbar(rates, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
 
 
-def plot_answers(rows: Sequence[Mapping[str, object]], path: str | Path, *, tasks: Mapping[str, str]) -> None:
-    """Draws right answers over bytes, one panel per task, with 95 % intervals.
+def plot_strides(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draws right answers over the stride of pooled visual tokens, one panel per task, with intervals.
 
     Args:
-        rows: Each with `source`, `scenario`, `bytes_per_picture`, and per task `accuracy` and `interval` in percent;
-            the source `"original"` has no bytes and is drawn as a line.
+        rows: Each with `task`, `trained` (a curve), `pool_stride`, and `accuracy` and `interval` in percent.
         path: Where to write; the suffix chooses the format.
-        tasks: Titles of the panels by the name of the task.
     """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure = Figure(figsize=(5.4 * len(tasks), 4.2), dpi=120, layout="constrained")
-    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
-    curves: dict[str, list[Mapping[str, object]]] = {}
-    for row in rows:
-        name = row["scenario"] if row["source"] == "latents" else row["source"]
-        if name not in ("original", "reconstruction") or row.get("scenario") in (None, "d1"):
-            curves.setdefault(str(name), []).append(row)
-    for axis, (task, title) in zip(axes, tasks.items(), strict=True):
-        for name, curve in curves.items():
-            if name == "original":
-                axis.axhline(curve[0][task]["accuracy"], color="black", lw=1, ls="--", label="original pictures")
-                continue
-            curve = sorted(curve, key=lambda row: row["bytes_per_picture"])
-            values = np.array([row[task]["accuracy"] for row in curve])
-            low, high = np.array([row[task]["interval"] for row in curve]).T
-            rates = [row["bytes_per_picture"] for row in curve]
-            axis.errorbar(rates, values, yerr=(values - low, high - values), fmt="o-", ms=4, capsize=2, label=name)
-        axis.set(xscale="log", title=title, xlabel="bytes per picture, whole files", ylabel="right answers in %")
-        axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.xaxis.set_minor_formatter("{x:.0f}")
-        axis.grid(alpha=0.3, which="both")
-    axes[-1].legend()
+    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for name in dict.fromkeys(row["trained"] for row in rows):
+            curve = [row for row in rows if (row["task"], row["trained"]) == (task, name)]
+            values = np.array([row["accuracy"] for row in curve])
+            low, high = np.array([row["interval"] for row in curve]).T
+            strides = np.array([row["pool_stride"] for row in curve])
+            errors = np.stack([values - low, high - values])
+            axis.errorbar(strides, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
+        axis.set(title=task, xlabel="visual tokens that become one", ylabel=_VALUE_NAMES["accuracy"])
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     figure.savefig(path)
 
 
