@@ -24,21 +24,6 @@ from comneck_hf.training.llava import build_llava, llava_processor, train_tokeni
 
 
 @pytest.fixture(scope="module")
-def model() -> ComNeckModel:
-    return ComNeckModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2")).eval()
-
-
-@pytest.fixture(scope="module")
-def clip() -> CLIPModel:
-    return CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip")).eval()
-
-
-@pytest.fixture(scope="module")
-def images(pictures: torch.Tensor) -> torch.Tensor:
-    return (pictures * 255).round().to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
 def unet(model: ComNeckModel, images: torch.Tensor) -> PostProcessingUNet:
     """With statistics of the pictures, so that they differ behind it."""
     torch.manual_seed(0)

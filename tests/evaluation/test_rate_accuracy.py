@@ -3,26 +3,10 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-import comneck_hf
 from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.training.augmentation import clip_inputs
-
-
-@pytest.fixture(scope="module")
-def model() -> ComNeckModel:
-    return ComNeckModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2")).eval()
-
-
-@pytest.fixture(scope="module")
-def clip() -> CLIPModel:
-    return CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip")).eval()
-
-
-@pytest.fixture(scope="module")
-def images(pictures: torch.Tensor) -> torch.Tensor:
-    return (pictures * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from comneck_hf import ComNeckImageProcessor, ComNeckModel, CompressaiModel
 from comneck_hf.cli import app
 from comneck_hf.hub.cards import ModelFacts, render_card
 from comneck_hf.hub.folders import build_hub_folder
+from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.training.objective import half_precision
 
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -94,3 +96,22 @@ def test_the_commands_code_and_tell_what_they_know(comneck, tmp_path):
         assert result.exit_code == 0, result.output
     assert "wrote it" in result.output and "decoded symbols" in result.output
     assert Image.open(tmp_path / "decoded.png").size == (64, 64)  # what the neck takes
+
+
+def test_float_types_of_the_rest_do_not_reach_the_codec(random_codec, clip, pictures, tmp_path):
+    comneck = ComNeckModel.from_codec_and_clip(random_codec("mbt2018-mean"), clip, num_skipped_layers=1).eval()
+    bitstreams, latents = comneck.compress(pictures), comneck.decompress(comneck.compress(pictures))
+    comneck.save_pretrained(tmp_path, state_dict=half_precision(comneck))
+    comneck.to(torch.bfloat16)
+    halved = AutoModel.from_pretrained(tmp_path)
+    for model in (comneck, halved):
+        assert model.codec.dtype == torch.float32
+        assert model.compress(pictures) == bitstreams
+        assert torch.equal(model.decompress(bitstreams), latents)
+    assert comneck.vision_model.dtype == torch.bfloat16
+    assert torch.equal(codec_from_pretrained(tmp_path).decompress(bitstreams), latents)
+
+
+def test_a_bare_codec_is_found(codec, pictures, tmp_path):
+    codec.save_pretrained(tmp_path)
+    assert codec_from_pretrained(tmp_path).compress(pictures) == codec.compress(pictures)

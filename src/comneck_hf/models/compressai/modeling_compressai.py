@@ -100,7 +100,7 @@ class CompressaiModel(PreTrainedModel):
         super()._apply(fn, recurse)
         self._modules["network"] = network
         device = fn(torch.empty(0, device=self.device)).device
-        network._apply(lambda tensor: tensor.to(device))
+        network._apply(lambda tensor: fn(tensor) if tensor.is_meta else tensor.to(device))
         return self
 
     @classmethod
