@@ -135,3 +135,15 @@ def _questions(row):
 
 def _answers(row):
     return [part["text"] for m in row["messages"] if m["role"] == "assistant" for part in m["content"]]
+
+
+def test_rare_answers_are_asked_for_as_often_as_others():
+    turns = [(f"is there a {color} shape?", "no") for color in ("blue", "green", "teal", "gray", "black", "brown")]
+    turns.append(("is there a red shape?", "yes"))
+    pack = QuestionPack(torch.zeros(50, 3, 8, 8, dtype=torch.uint8), [turns] * 50, max_turns=2)
+    rows = [row["messages"] for row in PictureQuestions([pack], seed=0)]
+    answers = [[message["content"][0]["text"] for message in row[1::2]] for row in rows]
+    assert all(sorted(row) == ["no", "yes"] for row in answers)
+    assert {row[0] for row in answers} == {"no", "yes"}
+    asked = {message["content"][-1]["text"].lower().rstrip("?") for row in rows for message in row[::2]}
+    assert len(asked) == 7

@@ -159,7 +159,7 @@ class PictureQuestions(Dataset):
         image, turns = pack.images[place], pack.turns[place]
         if pack.augmentation is not None:
             image = (pack.augmentation(image[None], generator=generator)[0] * 255).round().to(torch.uint8)
-        order = torch.randperm(len(turns), generator=generator)[: pack.max_turns].tolist()
+        order = _spread_over_answers(turns, generator)[: pack.max_turns]
         variants = torch.randint(2, (len(order), 3), generator=generator).bool().tolist()
         spoken = [
             (_reword(turns[turn][0], *variant), turns[turn][1]) for turn, variant in zip(order, variants, strict=True)
@@ -210,6 +210,20 @@ class ConversationCollator:
         if not mask.any(1).all():
             raise ValueError("A conversation has no word of the assistant. Leave such rows out of the data.")
         return {**batch, "labels": batch["input_ids"].masked_fill(~mask, IGNORED_LABEL)}
+
+
+def _spread_over_answers(turns: Sequence[tuple[str, str]], generator: torch.Generator) -> list[int]:
+    """Random order of the turns in which every answer comes once before any comes again.
+
+    Most of what could be asked about is not in a picture; drawn evenly, questions teach that the answer is no.
+    """
+    rounds: dict[str, int] = {}
+    keys = []
+    for turn in torch.randperm(len(turns), generator=generator).tolist():
+        answer = turns[turn][1]
+        rounds[answer] = rounds.get(answer, -1) + 1
+        keys.append((rounds[answer], len(keys), turn))
+    return [turn for _, _, turn in sorted(keys)]
 
 
 def _llava_message(turn: dict[str, str]) -> dict[str, Any]:
