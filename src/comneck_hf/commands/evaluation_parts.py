@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ class Parts:
         if self.llava is None or (name == "questions" and self.questions_data is None):
             raise ValueError(f"The task {name} needs --llava{' and --questions-data' if name == 'questions' else ''}.")
         if name.startswith("few-shot"):
-            pack, (llava, processor) = self._pack(), self._load_llava()
+            pack, (llava, processor) = self._pack(), self._answering
             episodes = draw_episodes(pack.labels, pack.class_names, count=self.episodes)
             return FewShot(llava, processor, pack.images, episodes, is_leaky=name == "few-shot-leaky", name=name)
         if name == "naming":
@@ -201,10 +201,12 @@ class Parts:
         self, pictures: torch.Tensor, questions: Sequence[Question], *, name: str, max_new_tokens: int = 12
     ) -> Questions:
         """Questions to the LLaVA."""
-        llava, processor = self._load_llava()
+        llava, processor = self._answering
         return Questions(llava, processor, pictures, questions, name=name, max_new_tokens=max_new_tokens)
 
-    def _load_llava(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+    @cached_property
+    def _answering(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """The LLaVA of all tasks, and its processor."""
         folder = resolve_model(self.llava)
         llava = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
         return llava, AutoProcessor.from_pretrained(folder)
