@@ -1,6 +1,8 @@
 """Baselines on tasks: what arrives, what is asked, what is kept, and what comes out."""
 
+import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from comneck_hf.evaluation.tasks import Distortion, Questions, ZeroShot
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.unet import PostProcessingUNet
 from comneck_hf.training.augmentation import clip_inputs
+from comneck_hf.training.content import content_digest
 from comneck_hf.training.llava import build_llava, llava_processor, train_tokenizer
 
 
@@ -206,3 +209,67 @@ def test_files_need_a_quality_or_a_size():
     with pytest.raises(ValueError, match="`quality` or `max_bytes`"):
         PictureFiles("jpeg")
     assert PictureFiles("jpeg", max_bytes=500).name == "jpeg at 500 bytes"
+
+
+def test_settings_without_weights_decide_what_is_kept(model, clip, images, asked):
+    llava, processor, questions = asked
+    task = Questions(copy.deepcopy(llava), processor, images, questions, name="questions")
+    before = content_digest(*task.depends_on())
+    comneck_hf.pool_visual_tokens(task.llava, pool_layer=1, pool_stride=4)
+    pooled = content_digest(*task.depends_on())
+    task.llava.set_visual_pooling(1, 8)
+    changed = copy.deepcopy(model)
+    changed.config.vision_config.post_layernorm_repeats = 2
+    digests = {before, pooled, content_digest(*task.depends_on())}
+    assert len(digests) == 3
+    assert content_digest(*Latents(model).depends_on()) != content_digest(*Latents(changed).depends_on())
+
+
+def test_a_llava_that_has_a_tower_is_refused(model, asked, images):
+    llava, processor, questions = asked
+    attached = comneck_hf.attach_vision_tower(copy.deepcopy(llava), model)
+    with pytest.raises(ValueError, match="has a ComNeck tower"):
+        Questions(attached, processor, images, questions, name="questions")
+
+
+def test_flat_and_small_pictures_are_measured_as_far_as_they_can(model, unet):
+    flat = torch.full((3, 80, 72), 255, dtype=torch.uint8)
+    for baseline in (PictureFiles("jpeg", quality=90), PostProcessing(model.codec, unet)):
+        found = measure(baseline, Distortion([flat]), progress=False)
+        assert "ms_ssim" not in found
+        assert 0 < mean_of(found["psnr"]) <= 100
+
+
+def test_a_process_without_pictures_takes_part(monkeypatch, model, images):
+    shares = []
+
+    def gather(part):
+        shares.extend(part)
+        return shares
+
+    monkeypatch.setattr("comneck_hf.evaluation.measurements.gather_object", gather)
+    task = Distortion([images[0], images[1], images[2]])
+    found = [measure(Latents(model), task, rank=rank, world_size=4, progress=False) for rank in (1, 3, 0, 2)]
+    alone = measure(Latents(model), task, progress=False)
+    assert np.array_equal(found[-1]["bytes"], alone["bytes"])
+
+
+def test_without_the_extra_bd_rate_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bjontegaard", None)
+    points = [
+        Point("t", name, f"q{size}", {"bytes": column(size), "top1": column(size / 10)})
+        for name in ("reconstruction", "d1")
+        for size in (100, 200)
+    ]
+    against = summarize(points)["t"]["against_reconstruction"]["d1"]
+    assert "comneck_hf[eval]" in against["top1_bd_rate"]
+    assert against["top1_gain"]["difference"] == 0
+
+
+def test_points_may_have_measured_different_things():
+    points = [
+        Point("t", "mine", "q1", {"bytes": column(100), "top1": column(50.0), "psnr": column(25.0)}),
+        Point("t", "mine", "q2", {"bytes": column(200), "top1": column(60.0)}),
+    ]
+    (system,) = summarize(points)["t"]["systems"]
+    assert system["results"]["psnr-rgb"] == [25.0, None]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import (
     load_pack,
@@ -206,3 +207,16 @@ def test_impossible_readings_and_batches_are_refused(pack_folder):
         training_pictures(pack_folder, Augmentation(16), reading="disk")
     with pytest.raises(ValueError, match="3 pictures, fewer than batch_size 4"):
         picture_loader(training_pictures(pack_folder, Augmentation(16)), batch_size=4)
+
+
+def test_samples_can_be_resized_before_their_middles_are_cut(tmp_path):
+    pictures = (synthetic_pictures(192, 2) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    images = [Image.fromarray(pictures[0][:, :150]), Image.fromarray(pictures[1][:90, :80])]
+    save_as_parquet(tmp_path, {"image": images}, datasets.Features({"image": datasets.Image()}), "validation")
+    with pytest.raises(ValueError, match="smallest picture has a side of 80"):
+        load_sample(tmp_path, "validation", 2, side=128)
+    sample = load_sample(tmp_path, "validation", 2, side=128, resize=True)
+    assert sample.images.shape == (2, 3, 128, 128)
+    expected = torch.tensor(np.array(images[0].resize((128, 164), Image.Resampling.BICUBIC))[18:146]).permute(2, 0, 1)
+    difference = (sample.images[0].float() - expected.float()).abs()
+    assert difference.mean() < 0.6 and difference.max() <= 3
