@@ -83,7 +83,6 @@ def evaluate(
     from ..evaluation.measurements import measure_all, summarize
     from .evaluation_parts import Parts, environment, process
 
-    where = placement(device, dtype)
     parts = Parts(
         models=model or ["comneck-tiny-d1-q2"],
         clip=clip,
@@ -97,7 +96,7 @@ def evaluate(
         episodes=episodes,
         distortion_data=distortion_data,
         num_proc=num_proc,
-        **where,
+        **placement(device, dtype),
     )
     rank, world_size = process()  # under torchrun the processes share the pictures
     points = measure_all(
@@ -105,7 +104,7 @@ def evaluate(
         [parts.task(name) for name in task or ["zero-shot"]],
         folder=work_dir or output.with_suffix(""),
         batch_size=batch_size,
-        device=where["device"],
+        device=parts.device,
         rank=rank,
         world_size=world_size,
         progress=not quiet,
@@ -143,10 +142,9 @@ def plot(
         if "tasks" not in content:
             raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
         for task, found in content["tasks"].items():
-            panels[f"{task}, {found['pictures']:,} pictures of {found['data']}"] = (
-                found["systems"],
-                value or found["value"],
-            )
+            title = f"{task}, {found['pictures']:,} pictures of {found['data']}"
+            title += f" ({file.stem})" if title in panels else ""
+            panels[title] = (found["systems"], value or found["value"])
     plot_curves(panels, output, rate=rate)
     typer.echo(str(output))
 

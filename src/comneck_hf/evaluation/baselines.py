@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ..models.comneck.modeling_comneck import ComNeckModel
-from ..models.elic.layers_elic import pad_to_multiple
-from ..models.elic.modeling_elic import ElicModel
+from ..models.image_codec import ImageCodec, pad_to_multiple
 from ..models.unet import PostProcessingUNet
 from ..training.content import model_parts
 from .file_formats import encode_picture, find_format, picture_at_bytes
@@ -141,7 +140,7 @@ class Reconstruction(Baseline):
         name, quality: As in [`Baseline`].
     """
 
-    def __init__(self, codec: ElicModel, *, name: str = "reconstruction", quality: str = "") -> None:
+    def __init__(self, codec: ImageCodec, *, name: str = "reconstruction", quality: str = "") -> None:
         self.codec, self.name, self.quality = codec, name, quality
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
@@ -170,7 +169,7 @@ class PostProcessing(Reconstruction):
     """
 
     def __init__(
-        self, codec: ElicModel, unet: PostProcessingUNet, *, name: str = "post-processing", quality: str = ""
+        self, codec: ImageCodec, unet: PostProcessingUNet, *, name: str = "post-processing", quality: str = ""
     ) -> None:
         super().__init__(codec, name=name, quality=quality)
         self.unet = unet

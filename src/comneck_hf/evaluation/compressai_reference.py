@@ -10,7 +10,8 @@ from torch import nn
 
 from ..models.elic.configuration_elic import ElicConfig
 from ..models.elic.layouts_elic import compressai_key
-from ..models.elic.modeling_elic import ElicEncoderOutput, ElicModel
+from ..models.elic.modeling_elic import ElicModel
+from ..models.image_codec import CodecEncoderOutput
 
 
 def to_compressai(codec: ElicModel) -> nn.Module:
@@ -66,9 +67,9 @@ class CompressAICodec(nn.Module):
         super().__init__()
         self.model = model
 
-    def encode(self, pixel_values: torch.Tensor) -> ElicEncoderOutput:
+    def encode(self, pixel_values: torch.Tensor) -> CodecEncoderOutput:
         """Latents as the encoder has them; arguments as for [`ElicModel`]."""
-        return ElicEncoderOutput(latents=self._compress(pixel_values)["y_hat"])
+        return CodecEncoderOutput(latents=self._compress(pixel_values)["y_hat"])
 
     def compress(self, pixel_values: torch.Tensor) -> list[bytes]:
         """One bitstream per picture; arguments as for [`ElicModel`], sides multiples of 64."""

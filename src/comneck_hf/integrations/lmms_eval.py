@@ -167,13 +167,11 @@ class ComNeckLlava(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not available: LLaVA's tasks generate."""
-        raise NotImplementedError(
-            "`comneck_llava` answers in words; choose a task with `output_type: generate_until`."
-        )
+        raise ValueError("`comneck_llava` answers in words; choose a task with `output_type: generate_until`.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not available."""
-        raise NotImplementedError("`comneck_llava` answers once; choose a task with `output_type: generate_until`.")
+        raise ValueError("`comneck_llava` answers once; choose a task with `output_type: generate_until`.")
 
 
 def _conversation(messages: ChatMessages, image_token: str) -> list[dict[str, Any]]:

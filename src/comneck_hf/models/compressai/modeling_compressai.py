@@ -3,52 +3,19 @@
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from ...coding.bitstream import Bitstream, BitstreamError
-from ..elic.modeling_elic import pad_to_multiple
+from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, pad_to_multiple
 from .configuration_compressai import CompressaiConfig
 from .payload_compressai import pack_payload, split_payload, symbol_check
 
 
-@dataclass
-class CompressaiEncoderOutput(ModelOutput):
-    r"""
-    latents (`torch.FloatTensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
-        Quantized latents `y_hat`, equal to what `decompress` returns on the same machine.
-    likelihoods (`dict[str, torch.Tensor]`):
-        CompressAI's estimate of the probabilities of every element of `"y"` and, except for
-        `"bmshj2018-factorized"`, of `"z"`.
-    """
-
-    latents: torch.FloatTensor | None = None
-    likelihoods: dict[str, torch.Tensor] | None = None
-
-
-@dataclass
-class CompressaiOutput(ModelOutput):
-    r"""
-    latents (`torch.Tensor` of shape `(batch_size, latent_channels, height / 16, width / 16)`):
-        What goes into g_s: noisy or rounded latents.
-    reconstruction (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-        Decoded picture, not clamped, cropped to the input size.
-    likelihoods (`dict[str, torch.Tensor]`):
-        Probabilities of every element of `"y"` and, except for `"bmshj2018-factorized"`, of `"z"`.
-    """
-
-    latents: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    likelihoods: dict[str, torch.Tensor] | None = None
-
-
-class CompressaiModel(PreTrainedModel):
+class CompressaiModel(ImageCodec):
     """An image codec of CompressAI's zoo (Begaint et al. 2020, arXiv 2011.03029) by this package's contract.
 
     pixel_values -> network.g_a -> y -> CompressAI's entropy models -> y_hat -> network.g_s -> reconstruction
@@ -69,17 +36,7 @@ class CompressaiModel(PreTrainedModel):
 
     config: CompressaiConfig
     config_class = CompressaiConfig
-    base_model_prefix = "codec"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["CompressaiModel"]
-    # What else lies in the folders a codec is loaded from: a ComNeck, or the CLIP it shares its tower with.
-    _keys_to_ignore_on_load_unexpected = [r"^(vision|text)_model\.", r"^(visual|text)_projection\.", r"^logit_scale$"]
 
     def __init__(self, config: CompressaiConfig) -> None:
         super().__init__(config)
@@ -160,7 +117,7 @@ class CompressaiModel(PreTrainedModel):
         quantization: str | None = None,
         reconstruct: bool = True,
         return_dict: bool | None = None,
-    ) -> CompressaiOutput | tuple[Any, ...]:
+    ) -> CodecOutput | tuple[Any, ...]:
         """Latents, reconstruction and likelihoods, with gradients.
 
         Args:
@@ -181,8 +138,8 @@ class CompressaiModel(PreTrainedModel):
         self._weights_moved |= self.training and torch.is_grad_enabled()
         height, width = pixel_values.shape[-2:]
         with observe(Pass(quantization=quantization, synthesize=reconstruct)) as current:
-            outputs = self.network(self._pad(self._check_pixels(pixel_values)))
-        output = CompressaiOutput(
+            outputs = self.network(self._pad(self._on_device(pixel_values)))
+        output = CodecOutput(
             latents=current.latents,
             reconstruction=outputs["x_hat"][..., :height, :width] if reconstruct else None,
             likelihoods=outputs["likelihoods"],
@@ -199,16 +156,12 @@ class CompressaiModel(PreTrainedModel):
         Returns:
             Shape `(batch, 3, height, width)`, values in [0, 1].
         """
-        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
-            raise ValueError(
-                f"`latents` must have shape (batch, {self.config.latent_channels}, height, width), got "
-                f"{tuple(latents.shape)}. They come from `encode(...).latents` or `decompress`."
-            )
+        self._check_latents(latents)
         pixel_values = self.network.g_s(latents.to(self.device, self.dtype)).clamp(0, 1)
         return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> CompressaiEncoderOutput:
+    def encode(self, pixel_values: torch.Tensor) -> CodecEncoderOutput:
         """Latents as `compress` followed by `decompress` yields them on this machine, without the bytes.
 
         Args:
@@ -222,12 +175,12 @@ class CompressaiModel(PreTrainedModel):
 
         latents, likelihoods = [], []
         with torch.autocast(self.device.type, enabled=False):
-            for picture in self._check_pixels(pixel_values).split(1):
+            for picture in self._on_device(pixel_values).split(1):
                 outputs = self(picture, quantization="ste", reconstruct=False)
                 coded = self._encode_picture(picture)[1] if is_autoregressive(self.network) else outputs.latents
                 latents.append(coded.float() + 0.0)  # no negative zeros: decoding yields none
                 likelihoods.append(outputs.likelihoods)
-        return CompressaiEncoderOutput(
+        return CodecEncoderOutput(
             latents=torch.cat(latents),
             likelihoods={name: torch.cat([part[name] for part in likelihoods]) for name in likelihoods[0]},
         )
@@ -244,17 +197,13 @@ class CompressaiModel(PreTrainedModel):
             ValueError: If a picture has another shape or more than `config.max_pixels`, or latents are not finite.
         """
         if isinstance(pixel_values, torch.Tensor):
-            pictures = list(self._check_pixels(pixel_values).split(1))
+            pictures = list(self._on_device(pixel_values).split(1))
         else:
-            pictures = [self._check_pixels(picture[None]) for picture in pixel_values]
+            pictures = [self._on_device(picture[None]) for picture in pixel_values]
         bitstreams = []
         for picture in pictures:
             height, width = picture.shape[-2:]
-            if height * width > self.config.max_pixels:
-                raise ValueError(
-                    f"A picture of {height}x{width} has more than `max_pixels` = {self.config.max_pixels} pixels, and "
-                    "no decoder of this model would accept it. Make it smaller or raise `config.max_pixels`."
-                )
+            self._check_size(height, width)
             payload, _ = self._encode_picture(picture)
             bitstreams.append(Bitstream(self.fingerprint, height, width, payload).pack())
         return bitstreams
@@ -274,9 +223,7 @@ class CompressaiModel(PreTrainedModel):
             BitstreamError: If a bitstream is damaged, of a newer version, was written by another model, or decodes to
                 other symbols than were encoded.
         """
-        if isinstance(bitstreams, bytes | bytearray | memoryview) or len(bitstreams) == 0:
-            raise ValueError("`bitstreams` must be a non-empty list of bytes objects, one per picture.")
-        parsed = [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
+        parsed = self._parse(bitstreams)
         fingerprint = self.fingerprint
         for bitstream in parsed:
             bitstream.check_fingerprint(fingerprint)
@@ -310,18 +257,9 @@ class CompressaiModel(PreTrainedModel):
             self.config.coding_table_shapes = table_shapes(self.network)
             self._weights_moved = False
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves a complete codec: coding tables are derived first where they are missing."""
-        self.update_tables()
-        super().save_pretrained(save_directory, **kwargs)
-
     def aux_loss(self) -> torch.Tensor:
         """Loss of the bottleneck's quantiles, for an optimizer of its own over `entropy_bottleneck.quantiles`."""
         return self.network.aux_loss()
-
-    def train(self, mode: bool = True) -> "CompressaiModel":
-        """Training mode, unless every parameter is frozen: a frozen codec keeps rounding."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def _encode_picture(self, picture: torch.Tensor) -> tuple[bytes, torch.Tensor]:
         """Payload and latents of a checked picture of shape `(1, 3, height, width)`."""
@@ -354,18 +292,6 @@ class CompressaiModel(PreTrainedModel):
             )
         return latents.unflatten(1, (height, width)).float() + 0.0
 
-    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        divisor, factor = self.config.size_divisor, self.config.downsampling_factor
-        return (height + -height % divisor) // factor, (width + -width % divisor) // factor
-
-    def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}. "
-                "Prepare pictures with `ComNeckImageProcessor`."
-            )
-        return pixel_values.to(self.device, self.dtype)
-
     def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return pad_to_multiple(pixel_values, self.config.size_divisor)
 
@@ -388,4 +314,4 @@ def _note_missing_tables(module: CompressaiModel, incompatible_keys: Any) -> Non
         module._weights_moved = True
 
 
-__all__ = ["CompressaiEncoderOutput", "CompressaiModel", "CompressaiOutput"]
+__all__ = ["CompressaiModel"]

@@ -69,6 +69,7 @@ class _Observed:
     codes_latents = False  # rather than hyper-latents
 
     def quantize(self, inputs: torch.Tensor, mode: str, means: torch.Tensor | None = None) -> torch.Tensor:
+        """As CompressAI's, rounding as the pass says; symbols that are to be coded are noted."""
         current = _current.get()
         if current is None:
             return super().quantize(inputs, mode, means)
@@ -90,6 +91,7 @@ class _Observed:
     def dequantize(
         self, inputs: torch.Tensor, means: torch.Tensor | None = None, dtype: torch.dtype = torch.float
     ) -> torch.Tensor:
+        """As CompressAI's; the symbols that were decoded are noted."""
         symbols = inputs.to(torch.int32)  # before CompressAI adds the means in place
         values = super().dequantize(inputs, means, dtype)
         current = _current.get()

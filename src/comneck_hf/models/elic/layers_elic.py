@@ -5,13 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
-    """Repeats the last row and column until both sides are multiples of `divisor`."""
-    height, width = pixel_values.shape[-2:]
-    padding = (0, -width % divisor, 0, -height % divisor)
-    return F.pad(pixel_values, padding, mode="replicate") if any(padding) else pixel_values
-
-
 def downsample(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
     """Convolution that halves height and width."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=kernel_size // 2)
@@ -170,7 +163,6 @@ __all__ = [
     "downsample",
     "hyper_analysis",
     "hyper_synthesis",
-    "pad_to_multiple",
     "parameter_aggregation",
     "support_groups",
     "synthesis_transform",

@@ -1,16 +1,15 @@
 """ELIC image codec: picture to bitstream, bitstream to latents, latents to picture."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ...coding.bitstream import Bitstream
 from ..entropy_models import FactorizedPrior, additive_noise, gaussian_likelihood, straight_through_round
+from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, pad_to_multiple
 from .configuration_elic import ElicConfig
 from .exact_elic import EncodedLatents, ExactElic
 from .layers_elic import (
@@ -20,12 +19,10 @@ from .layers_elic import (
     checkerboard,
     hyper_analysis,
     hyper_synthesis,
-    pad_to_multiple,
     parameter_aggregation,
     support_groups,
     synthesis_transform,
 )
-from .outputs_elic import ElicEncoderOutput, ElicOutput
 
 
 # Latent positions that are decoded together: bounds the memory, whatever the number of pictures
@@ -39,23 +36,13 @@ _PARTS = {
 }
 
 
-class ElicPreTrainedModel(PreTrainedModel):
+class ElicPreTrainedModel(ImageCodec):
     """Initialization and loading rules of the codec."""
 
     config: ElicConfig
     config_class = ElicConfig
-    base_model_prefix = "codec"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["ElicModel"]
     _keep_in_fp32_modules_strict = ["entropy_bottleneck"]
-    # What else lies in the folders a codec is loaded from: a ComNeck, or the CLIP it shares its tower with.
-    _keys_to_ignore_on_load_unexpected = [r"^(vision|text)_model\.", r"^(visual|text)_projection\.", r"^logit_scale$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,7 +121,7 @@ class ElicModel(ElicPreTrainedModel):
         quantization: str | None = None,
         reconstruct: bool = True,
         return_dict: bool | None = None,
-    ) -> ElicOutput | tuple[Any, ...]:
+    ) -> CodecOutput | tuple[Any, ...]:
         """Float path: latents, reconstruction and likelihoods, with gradients.
 
         Args:
@@ -161,7 +148,7 @@ class ElicModel(ElicPreTrainedModel):
             medians = self.entropy_bottleneck.medians.detach().to(z.dtype)[:, None, None]
             z_hat = straight_through_round(z - medians) + medians
         y_hat, y_likelihoods = self._code_float(y, self.h_s(z_hat), quantization)
-        output = ElicOutput(
+        output = CodecOutput(
             latents=y_hat,
             reconstruction=self.g_s(y_hat)[..., :height, :width] if reconstruct else None,
             likelihoods={"y": y_likelihoods, "z": self.entropy_bottleneck.likelihood(z_hat)},
@@ -206,17 +193,13 @@ class ElicModel(ElicPreTrainedModel):
         Returns:
             Shape `(batch, 3, height, width)`, values in [0, 1].
         """
-        if latents.dim() != 4 or latents.shape[1] != self.config.latent_channels:
-            raise ValueError(
-                f"`latents` must have shape (batch, {self.config.latent_channels}, height, width), got "
-                f"{tuple(latents.shape)}. They come from `encode(...).latents` or `decompress`."
-            )
+        self._check_latents(latents)
         self._require("build_synthesis")
         pixel_values = self.g_s(latents.to(self.dtype)).clamp(0, 1)
         return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> ElicEncoderOutput:
+    def encode(self, pixel_values: torch.Tensor) -> CodecEncoderOutput:
         """Latents as `compress` followed by `decompress` yields them, without the bytes.
 
         Args:
@@ -231,7 +214,7 @@ class ElicModel(ElicPreTrainedModel):
             "y": gaussian_likelihood(encoded.residuals, encoded.scales, torch.zeros_like(encoded.scales)),
             "z": self.entropy_bottleneck.likelihood(z_hat),
         }
-        return ElicEncoderOutput(latents=encoded.latents, likelihoods=likelihoods)
+        return CodecEncoderOutput(latents=encoded.latents, likelihoods=likelihoods)
 
     @torch.no_grad()
     def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[bytes]:
@@ -244,11 +227,7 @@ class ElicModel(ElicPreTrainedModel):
         bitstreams: list[bytes] = []
         for pictures in _batches_of_one_size(pixel_values):
             height, width = pictures.shape[-2:]
-            if height * width > self.config.max_pixels:
-                raise ValueError(
-                    f"A picture of {height}x{width} has more than `max_pixels` = {self.config.max_pixels} pixels, and "
-                    "no decoder of this model would accept it. Make it smaller or raise `config.max_pixels`."
-                )
+            self._check_size(height, width)
             encoded, _ = self._encode_exact(pictures)
             bitstreams += [
                 Bitstream(self.exact.fingerprint, height, width, payload).pack()
@@ -270,10 +249,8 @@ class ElicModel(ElicPreTrainedModel):
         Raises:
             BitstreamError: If a bitstream is damaged, of a newer version, or was written by another model.
         """
-        if isinstance(bitstreams, bytes | bytearray | memoryview) or len(bitstreams) == 0:
-            raise ValueError("`bitstreams` must be a non-empty list of bytes objects, one per picture.")
+        parsed = self._parse(bitstreams)
         self.update_tables()
-        parsed = [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
         buckets: dict[tuple[int, int], list[int]] = {}
         for index, bitstream in enumerate(parsed):
             bitstream.check_fingerprint(self.exact.fingerprint)
@@ -319,18 +296,9 @@ class ElicModel(ElicPreTrainedModel):
 
             self.calibrate(synthetic_pictures())
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves a complete codec: integer networks and coding tables are derived first where they are missing."""
-        self.update_tables()
-        super().save_pretrained(save_directory, **kwargs)
-
     def aux_loss(self) -> torch.Tensor:
         """Loss of the prior's quantiles, for an optimizer of its own over `entropy_bottleneck.quantiles`."""
         return self.entropy_bottleneck.aux_loss()
-
-    def train(self, mode: bool = True) -> "ElicModel":
-        """Training mode, unless every parameter is frozen: a frozen codec keeps rounding."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def _encode_exact(self, pixel_values: torch.Tensor) -> tuple[EncodedLatents, torch.Tensor]:
         self.update_tables()
@@ -339,22 +307,13 @@ class ElicModel(ElicPreTrainedModel):
         z_symbols = (self.h_a(y).float() - medians).round()
         return self.exact.encode(y, z_symbols), z_symbols + medians
 
-    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        divisor, factor = self.config.size_divisor, self.config.downsampling_factor
-        return (height + -height % divisor) // factor, (width + -width % divisor) // factor
-
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):
             raise ValueError(f"This codec has `{part}=False` and cannot do this; load one with `{part}=True`.")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, 3, height, width), got {tuple(pixel_values.shape)}. "
-                "Prepare pictures with `ComNeckImageProcessor`."
-            )
-        return pad_to_multiple(pixel_values.to(self.device, self.dtype), self.config.size_divisor)
+        return pad_to_multiple(self._on_device(pixel_values), self.config.size_divisor)
 
 
 def _batches_of_one_size(pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -371,4 +330,4 @@ def _note_missing_integers(module: nn.Module, incompatible_keys: Any) -> None:
         module._weights_moved = True
 
 
-__all__ = ["ElicEncoderOutput", "ElicModel", "ElicOutput", "ElicPreTrainedModel", "pad_to_multiple"]
+__all__ = ["ElicModel", "ElicPreTrainedModel"]
