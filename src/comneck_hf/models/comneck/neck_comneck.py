@@ -129,7 +129,12 @@ class TransformNeck(nn.Module):
             init.ones_(norm.weight)
             init.zeros_(norm.bias)
         if self.gate is not None:
-            for parameter in (self.gate, attention.out_proj.weight, self.layer.mlp.fc2.weight, self.layer.mlp.fc2.bias):
+            for parameter in (
+                self.gate,
+                attention.out_proj.weight,
+                self.layer.mlp.fc2.weight,
+                self.layer.mlp.fc2.bias,
+            ):
                 init.zeros_(parameter)
 
 

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ...coding.gain_map import GainMap
 from ..codec_vision_config import CodecVisionConfig, LatentVisionConfig
 
 
@@ -61,8 +62,8 @@ class CotamVisionConfig(LatentVisionConfig):
         patches = (self.image_size // self.patch_size,) * 2
         if self.use_reconstruction_prior and self.latent_grid != patches:
             raise ValueError(
-                f"The latents have a grid of {list(self.latent_grid)} and CLIP's patches one of {list(patches)}; their "
-                "tokens are added. Leave `latent_size` `None`."
+                f"The latents have a grid of {list(self.latent_grid)} and CLIP's patches one of {list(patches)}, but "
+                "their tokens are added. Leave `latent_size` `None`."
             )
 
     @property
@@ -86,9 +87,9 @@ class CotamConfig(CodecVisionConfig):
     guide_threshold (`float`, *optional*, defaults to 0.75):
         How many standard deviations from the mean a cell of the importance map has to be for another gain.
     guide_levels (`int`, *optional*, defaults to 3):
-        Gain levels of a map; odd, 3 to 15.
+        Gain levels of a map, as in [`GainMap`].
     gain_step (`int`, *optional*, defaults to 2):
-        Quarter octaves of the quantizer's gain per level, 1 to 15.
+        Quarter octaves of the quantizer's gain per level, as in [`GainMap`].
     """
 
     model_type = "cotam"
@@ -111,12 +112,10 @@ class CotamConfig(CodecVisionConfig):
             raise ValueError(f"`guide_layers` must be some of 0 to {layers - 1}, got {list(self.guide_layers)}.")
         if len(self.guide_grid) != 2 or min(self.guide_grid) < 1:
             raise ValueError(f"`guide_grid` must be [rows, columns], got {list(self.guide_grid)}.")
-        if self.guide_threshold < 0:
-            raise ValueError(f"`guide_threshold` must not be negative, got {self.guide_threshold}.")
-        if self.guide_levels % 2 == 0 or not 3 <= self.guide_levels <= 15:
-            raise ValueError(f"`guide_levels` must be odd and 3 to 15, got {self.guide_levels}.")
-        if not 1 <= self.gain_step <= 15:
-            raise ValueError(f"`gain_step` must be 1 to 15 quarter octaves, got {self.gain_step}.")
+        if not self.guide_threshold > 0:
+            raise ValueError(f"`guide_threshold` must be above 0, got {self.guide_threshold}.")
+        rows, columns = self.guide_grid
+        GainMap(((0,) * columns,) * rows, step=self.gain_step, levels=self.guide_levels)
 
     def validate_decoder(self) -> None:
         """Refuses a codec without decoder where decoded pictures are needed."""

@@ -19,7 +19,8 @@ from ..codec_vision import CodecVisionModel, LatentVisionModel, sort_inputs
 from ..comneck.neck_comneck import TransformNeck
 from ..image_codec import CodecEncoderOutput
 from .configuration_cotam import CotamConfig, CotamVisionConfig
-from .guide_cotam import ShallowAttentionGuide, quantize_importance
+from .guide_cotam import ShallowAttentionGuide
+from .importance_cotam import quantize_importance
 
 
 class CotamVisionModel(LatentVisionModel):
@@ -55,9 +56,7 @@ class CotamVisionModel(LatentVisionModel):
         if isinstance(module, TransformNeck):
             module.init_weights()
 
-    def picture_tokens(
-        self, pictures: torch.Tensor, *, grid: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+    def picture_tokens(self, pictures: torch.Tensor, *, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """What CLIP's first layer reads of pictures: the reconstruction prior.
 
         Args:
@@ -110,9 +109,9 @@ class CotamVisionModel(LatentVisionModel):
             pixel_values: Shape `(batch, 3, image_size, image_size)`, normalized as for CLIP: takes CLIP's path,
                 without adapter. With `latent_channels` channels they **are** latents.
             latents: Shape `(batch, latent_channels, height, width)`.
-            reconstruction: What the codec decodes from them: `(batch, 3, height, width)` of any size, values in [0, 1].
-                Needed with the reconstruction prior, unless
-            picture_tokens: are given, from the method of that name.
+            reconstruction: What the codec decodes from them: `(batch, 3, height, width)` of any size, values in
+                [0, 1]. With the reconstruction prior either it is needed, or
+            picture_tokens: what the method of that name makes of it.
             interpolate_pos_encoding: Accept other sizes, with positions interpolated.
             kwargs: `output_hidden_states` (also an index or a list of indices), `output_attentions`, `return_dict`.
 
