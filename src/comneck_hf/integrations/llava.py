@@ -10,28 +10,30 @@ from transformers import AutoModel, LlavaNextImageProcessor, LlavaNextProcessor,
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..auto import forget_weight_conversions
-from ..models.comneck.configuration_comneck import ComNeckConfig
-from ..models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
+from ..models.codec_vision import CodecVisionModel, LatentVisionModel
+from ..models.codec_vision_config import CodecVisionConfig
 
 
 MAX_DIFFERENCE = 0.004  # relative, in the Euclidean norm: rounding to bfloat16 alone makes 0.0017
+OWN_WEIGHTS = ("neck.", "adapter.")  # of our towers; the rest is CLIP's
 _COMPARED = ("self_attn.q_proj.weight", "self_attn.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
 def attach_vision_tower(
-    llava: PreTrainedModel, tower: str | os.PathLike | ComNeckModel | ComNeckVisionModel, *, force: bool = False
+    llava: PreTrainedModel, tower: str | os.PathLike | CodecVisionModel | LatentVisionModel, *, force: bool = False
 ) -> PreTrainedModel:
-    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's; projector and language model stay as they are.
+    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's or CoTAM's; projector and language model stay as they are.
 
-    The LLaVA's own CLIP layers are kept, codec and neck come from `tower`. Afterwards the model takes latents in
-    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen tower stays
-    frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
+    The LLaVA's own CLIP layers are kept, codec and neck or adapter come from `tower`. Afterwards the model takes
+    latents in `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen
+    tower stays frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
     `llava_next_processor(llava, old_processor)`.
 
     Args:
         llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA or another model with a CLIP in `vision_tower`; changed in place.
-        tower: Folder or Hub id of a ComNeck, or the model, which is copied; a `ComNeckVisionModel` takes latents only.
-        force: Attach a neck that was trained for another CLIP of the same shape.
+        tower: Folder or Hub id of a ComNeck or CoTAM, or the model, which is copied; a `ComNeckVisionModel` takes
+            latents only.
+        force: Attach a neck or adapter that was trained for another CLIP of the same shape.
 
     Returns:
         `llava`.
@@ -42,29 +44,33 @@ def attach_vision_tower(
     llava = _without_adapters(llava)
     base = llava.base_model
     old = getattr(base, "vision_tower", None)
-    clip = old.vision_model if isinstance(old, ComNeckModel) else old
+    clip = old.vision_model if isinstance(old, CodecVisionModel) else old
     if not hasattr(clip, "encoder") or not hasattr(clip, "post_layernorm"):
         raise ValueError(
             f"{type(llava).__name__} has no CLIP in `vision_tower`, but {type(old).__name__}. A ComNeck tower "
             "replaces a CLIP vision tower."
         )
     tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
-    if not isinstance(tower, ComNeckModel | ComNeckVisionModel):
-        raise ValueError(f"The tower must be a `ComNeckModel` or `ComNeckVisionModel`, got {type(tower).__name__}.")
-    vision_model = tower.vision_model if isinstance(tower, ComNeckModel) else tower
+    if not isinstance(tower, CodecVisionModel | LatentVisionModel):
+        raise ValueError(
+            f"The tower must be a `ComNeckModel`, `ComNeckVisionModel` or `CotamModel`, got {type(tower).__name__}."
+        )
+    vision_model = tower.vision_model if isinstance(tower, CodecVisionModel) else tower
+    if vision_model is tower and tower.config.reads_pictures:
+        raise ValueError("A `CotamVisionModel` reads decoded pictures beside latents. Attach the whole `CotamModel`.")
     _check_clip(vision_model, clip, force=force)
     _check_layers(llava, vision_model)
 
     parameter = next(clip.parameters())
     tower.to(device=parameter.device, dtype=parameter.dtype).train(old.training)
     # Not strict: the layers that the neck replaces are not needed.
-    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith("neck.")}
+    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith(OWN_WEIGHTS)}
     vision_model.load_state_dict(weights, strict=False, assign=True)
     trainable = {name for name, weight in clip.named_parameters() if weight.requires_grad}
     tower.requires_grad_(False)
     for name, weight in vision_model.named_parameters():
         weight.requires_grad_(name in trainable)
-    if isinstance(tower, ComNeckModel) and tower.codec is not None:
+    if isinstance(tower, CodecVisionModel) and tower.codec is not None:
         tower.codec.update_tables()
     tower.set_attn_implementation(clip.config._attn_implementation)
     base.vision_tower = tower
@@ -73,13 +79,12 @@ def attach_vision_tower(
     return llava
 
 
-def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: bool) -> None:
+def _check_clip(vision_model: LatentVisionModel, clip: nn.Module, *, force: bool) -> None:
     """Compares a few weights of the layers that both have."""
     ours, theirs = vision_model.state_dict(), clip.state_dict()
     last = vision_model.config.num_hidden_layers - 1
-    layers = sorted(
-        {vision_model.config.num_skipped_layers, (last + vision_model.config.num_skipped_layers) // 2, last}
-    )
+    first = vision_model.config.num_skipped_layers
+    layers = sorted({first, (last + first) // 2, last})
     names = ["post_layernorm.weight", *(f"encoder.layers.{layer}.{name}" for layer in layers for name in _COMPARED)]
     num_layers = clip.config.num_hidden_layers
     for name in names:
@@ -107,7 +112,7 @@ def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: boo
             )
 
 
-def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+def _check_layers(llava: PreTrainedModel, vision_model: LatentVisionModel) -> None:
     """Refuses a LLaVA that reads hidden states which the neck leaves out."""
     layers = getattr(llava.config, "vision_feature_layer", getattr(llava.config, "vision_feature_layers", []))
     num_states = vision_model.config.num_hidden_layers + 1
@@ -119,7 +124,7 @@ def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> N
             )
 
 
-def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: LatentVisionModel) -> None:
     config, old_size = llava.config, llava.config.vision_config.image_size
     height, width = vision_model.config.latent_grid
     config.vision_config = tower.config
@@ -143,8 +148,10 @@ def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) 
         processor: The one it had.
     """
     config, tower = llava.config, llava.config.vision_config
-    if not isinstance(tower, ComNeckConfig):
-        raise ValueError(f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` first.")
+    if not isinstance(tower, CodecVisionConfig):
+        raise ValueError(
+            f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` or `CotamModel` first."
+        )
     pictures = LlavaNextImageProcessor(
         size={"shortest_edge": tower.image_size},
         crop_size=tower.image_size,
@@ -226,9 +233,10 @@ def image_features(
     llava = _without_adapters(llava)
     base = llava.base_model
     if bitstreams is not None:
-        if not isinstance(llava.config.vision_config, ComNeckConfig):
+        if not isinstance(llava.config.vision_config, CodecVisionConfig):
             raise ValueError(
-                "Bitstreams need a `ComNeckModel` in `vision_tower`; attach one, or decompress them first."
+                "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
+                "them first."
             )
         pixel_values = base.vision_tower.decompress(bitstreams)
         if isinstance(pixel_values, list):

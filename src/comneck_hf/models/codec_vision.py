@@ -253,6 +253,11 @@ class CodecVisionModel(PreTrainedModel):
         """Pictures of shape `(batch, 3, height, width)`, values in [0, 1], cropped to `size` (height, width)."""
         return self._require_codec().decode(latents, size=size)
 
+    @property
+    def coder(self) -> PreTrainedModel | None:
+        """What compresses and decompresses: the codec, or this model where more than that decides on bitstreams."""
+        return self.codec
+
     def _require_codec(self) -> PreTrainedModel:
         if self.codec is None:
             raise ValueError(

@@ -71,8 +71,8 @@ class LatentVisionConfig(HubCode, CLIPVisionConfig):
         return (self.latent_size[0], self.latent_size[1])
 
     @property
-    def neck_is_gated(self) -> bool:
-        """Whether a [`TransformNeck`] of this configuration starts at zero, behind a learned gate."""
+    def reads_pictures(self) -> bool:
+        """Whether the tower sees decoded pictures beside the latents; a [`TransformNeck`] then starts at zero."""
         return False
 
 

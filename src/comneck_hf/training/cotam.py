@@ -126,6 +126,7 @@ def coded_inputs(model: CotamModel, variants: Variants, folder: str | Path, gain
         gains: Where they come from.
     """
     config = model.config
+    model.codec.to(memory_format=torch.channels_last)
     guide = (config.guide_layers, config.guide_grid, config.guide_threshold, config.guide_levels, config.gain_step)
     parts = (model.codec, model.vision_model.embeddings, model.vision_model.pre_layrnorm, model.vision_model.encoder)
 
@@ -189,7 +190,7 @@ class CotamObjective(SurrogateObjective):
 
     def _student(self, batch: Batch, *, is_low: bool) -> dict[str, Tensor]:
         tower = self.model.vision_model
-        picture_tokens = batch["picture_tokens"] if tower.config.use_reconstruction_prior else None
+        picture_tokens = batch["picture_tokens"] if tower.config.reads_pictures else None
         if is_low:
             return {LOW_TARGET: tower.tokens(batch["latents"], picture_tokens)}
         outputs = tower(latents=batch["latents"], picture_tokens=picture_tokens, output_hidden_states=True)

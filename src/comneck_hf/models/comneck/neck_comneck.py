@@ -64,7 +64,7 @@ class TransformNeck(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(num_positions, config.hidden_size))
         self.pre_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.layer = TransformNeckLayer(config)
-        self.gate = nn.Parameter(torch.empty(())) if config.neck_is_gated else None
+        self.gate = nn.Parameter(torch.empty(())) if config.reads_pictures else None
         self.init_weights()
 
     def forward(self, latents: torch.Tensor, *, interpolate_pos_encoding: bool = False) -> torch.Tensor:

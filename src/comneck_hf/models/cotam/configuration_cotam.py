@@ -67,9 +67,14 @@ class CotamVisionConfig(LatentVisionConfig):
             )
 
     @property
-    def neck_is_gated(self) -> bool:
-        """Beside a decoded picture the adapter starts at zero."""
+    def reads_pictures(self) -> bool:
+        """With the reconstruction prior."""
         return self.use_reconstruction_prior
+
+    @property
+    def num_skipped_layers(self) -> int:
+        """None: latents pass through all layers of CLIP."""
+        return 0
 
 
 @strict
@@ -119,7 +124,7 @@ class CotamConfig(CodecVisionConfig):
 
     def validate_decoder(self) -> None:
         """Refuses a codec without decoder where decoded pictures are needed."""
-        needed = self.vision_config.use_reconstruction_prior and self.codec_config is not None
+        needed = self.vision_config.reads_pictures and self.codec_config is not None
         if needed and not self.codec_config.build_synthesis:
             raise ValueError("The tower reads decoded pictures, but the codec has `build_synthesis=False`. Set it.")
 

@@ -126,7 +126,7 @@ class CotamVisionModel(LatentVisionModel):
         if latents is None:
             embeddings = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
             return self._features(self.pre_layrnorm(embeddings), **kwargs)
-        needs_picture = self.config.use_reconstruction_prior
+        needs_picture = self.config.reads_pictures
         if needs_picture == (reconstruction is None and picture_tokens is None):
             raise ValueError(
                 "This tower reads latents and the picture they decode to: pass `reconstruction`, or use `CotamModel`, "
@@ -157,6 +157,11 @@ class CotamModel(CodecVisionModel):
 
     def _build_tower(self, config: CotamConfig) -> CotamVisionModel:
         return CotamVisionModel._from_config(config.vision_config)
+
+    @property
+    def coder(self) -> PreTrainedModel | None:
+        """The model itself, with its guide."""
+        return None if self.codec is None else self
 
     @torch.no_grad()
     def importance(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -200,7 +205,7 @@ class CotamModel(CodecVisionModel):
         return {**options, "gain_maps": self.gain_maps(pixel_values)}
 
     def _see(self, latents: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        if self.config.vision_config.use_reconstruction_prior:
+        if self.config.vision_config.reads_pictures:
             kwargs["reconstruction"] = self.reconstruct(latents)
         return self.vision_model(latents=latents, **kwargs)
 
