@@ -64,6 +64,16 @@ def test_a_killed_joint_training_ends_in_the_same_bits(data_folder, codec_folder
     check_resume("train_comneck", [*words, "--logging_steps", 1], tmp_path, kills=[1, 4, 6, 12, 21])
 
 
+@pytest.mark.parametrize("coded_variants", [0, 2])
+def test_a_killed_cotam_training_ends_in_the_same_bits(
+    data_folder, codec_folder, clip_folder, tmp_path, coded_variants
+):
+    words = ["--data", data_folder, "--codec", codec_folder, "--clip", clip_folder, "--batch_size", 2, "--steps", 8]
+    words += ["--validation_pictures", 2, "--gain_range", -1, 0.5, "--coded_variants", coded_variants]
+    words += ["--cache_dir", tmp_path / "cache", "--logging_steps", 1]
+    check_resume("train_cotam", words, tmp_path, kills=[1, 5])
+
+
 def test_a_killed_clip_training_ends_in_the_same_bits(data_folder, shapes_folder, tmp_path):
     words = ["--data", data_folder, "--shapes_data", shapes_folder, "--batch_size", 4, "--text_steps", 3]
     words += ["--guide_steps", 4, "--vision_steps", 4, 3, "--resolutions", 28, 56, "--logging_steps", 1]
