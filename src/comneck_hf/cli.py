@@ -25,6 +25,7 @@ from .commands.terminal import (
     JsonOption,
     ModelOption,
     QuietOption,
+    RoiOption,
     coding_line,
     in_batches,
     one_line_errors,

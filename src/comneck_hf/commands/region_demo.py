@@ -90,7 +90,9 @@ class RegionDemo:
         for title, coded in (("without region", self.without), ("with region", self.with_region)):
             numbers = f"{coded.num_bytes} bytes; inside {coded.inside:.1f} dB, outside {coded.outside:.1f} dB"
             panels.append((f"{title}\n{numbers}", coded.picture))
-        save_region_figure(path, pictures=panels, region=self.region, title=f"{self.name}: equal bytes, moved")
+        save_region_figure(
+            path, pictures=panels, region=self.region, title=f"{self.name}: the same bytes, moved into the region"
+        )
 
 
 @torch.no_grad()
