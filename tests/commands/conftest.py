@@ -101,3 +101,9 @@ def bitstream(model, tmp_path):
     picture = Image.open(photograph(tmp_path / "photo.png"))
     (tmp_path / "photo.cnk").write_bytes(model.compress(prepare(picture))[0])
     return tmp_path / "photo.cnk"
+
+
+@pytest.fixture(scope="session")
+def clip_folder(models):
+    """The CLIP of the models, with its tokenizer."""
+    return models / "clip"

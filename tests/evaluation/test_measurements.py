@@ -19,9 +19,9 @@ from comneck_hf.evaluation.measurements import Point, measure, measure_all, summ
 from comneck_hf.evaluation.metrics import ms_ssim, psnr
 from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.evaluation.tasks import Distortion, Questions, ZeroShot
+from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.unet import PostProcessingUNet
-from comneck_hf.training.augmentation import clip_inputs
 from comneck_hf.training.content import content_digest
 from comneck_hf.training.llava import build_llava, llava_processor, train_tokenizer
 

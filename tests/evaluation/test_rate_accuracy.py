@@ -5,8 +5,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.evaluation.rate_accuracy import measure_accuracy
+from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.training.augmentation import clip_inputs
 
 
 @torch.no_grad()

@@ -7,9 +7,7 @@ from comneck_hf.training.augmentation import (
     Augmentation,
     center_crop,
     center_crop_resize,
-    clip_inputs,
     color_jitter,
-    normalize,
     random_crops,
     random_erasing,
     random_resized_crops,
@@ -106,14 +104,6 @@ def test_random_erasing_fills_one_rectangle_of_the_chosen_share():
         assert torch.equal(mask, rows[:, None] & columns)
 
 
-def test_normalize_maps_the_mean_color_of_clip_to_zero():
-    gray = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    assert torch.allclose(normalize(gray), torch.zeros(1, 3, 2, 2))
-    assert torch.allclose(
-        normalize(torch.ones(1, 3, 1, 1)).flatten(), torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-3
-    )
-
-
 @pytest.mark.parametrize("crop", [random_crops, random_resized_crops])
 def test_pictures_of_many_sizes_are_cropped_as_they_are_in_batches_of_one_size(crop):
     images = ramps(6, 40, 50)
@@ -143,11 +133,3 @@ def test_an_augmentation_is_its_crop_and_its_jitter():
 def test_augmentations_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(**{"size": 16, **wrong})
-
-
-def test_clip_inputs_are_resized_and_normalized():
-    pictures = torch.rand((2, 3, 128, 128), generator=generator())
-    inputs = clip_inputs(pictures, 112)
-    assert inputs.shape == (2, 3, 112, 112)
-    expected = normalize(center_crop_resize((pictures * 255).round().to(torch.uint8), 112))
-    assert (inputs - expected).abs().max() < 0.03

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
-from comneck_hf.training.augmentation import Augmentation, clip_inputs
+from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack
 from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
 

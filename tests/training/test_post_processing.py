@@ -7,11 +7,11 @@ import torch
 
 from comneck_hf.commands.evaluation_parts import Parts
 from comneck_hf.evaluation.baselines import PostProcessing
+from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.models.unet import PostProcessingUNet
-from comneck_hf.training.augmentation import clip_inputs
 from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
 from comneck_hf.training.stages import PRESETS
 

@@ -5,9 +5,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
+from ..models.clip_inputs import clip_inputs
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.modeling_elic import ElicModel
-from ..training.augmentation import clip_inputs
 from .metrics import bits_per_pixel
 
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..models.clip_inputs import clip_inputs
 from ..models.comneck.configuration_comneck import ComNeckConfig
 from ..models.elic.modeling_elic import ElicModel
-from ..training.augmentation import clip_inputs
 from .benchmark import Task, interleaved_medians
 from .complexity import SYSTEMS, Server
 from .compressai_reference import CompressAICodec

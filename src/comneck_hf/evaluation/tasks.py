@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 
 from ..integrations.llava import attach_vision_tower, image_features
+from ..models.clip_inputs import clip_inputs
 from ..models.comneck.configuration_comneck import ComNeckConfig
-from ..training.augmentation import clip_inputs
 from ..training.content import model_parts
 from .answers import Question, generate_answers
 from .baselines import Baseline, Received

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 __all__ = [
     "Augmentation",
     "center_crop",
     "center_crop_resize",
-    "clip_inputs",
     "color_jitter",
-    "normalize",
     "random_crops",
     "random_erasing",
     "random_resized_crops",
@@ -211,22 +208,3 @@ def random_erasing(images: Tensor, *, probability: float, generator: torch.Gener
         top, left = int(down * (height - box_height + 1)), int(right * (width - box_width + 1))
         images[index, :, top : top + box_height, left : left + box_width] = fill
     return images
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Applies the mean and standard deviation of CLIP to pictures `(batch, 3, height, width)` in [0, 1]."""
-    mean, std = images.new_tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), images.new_tensor(OPENAI_CLIP_STD).view(3, 1, 1)
-    return (images - mean) / std
-
-
-def clip_inputs(images: Tensor, size: int) -> Tensor:
-    """Pictures as CLIP sees them: resized (bicubic, antialiased) and normalized.
-
-    Args:
-        images: pictures `(batch, 3, height, width)`, values in [0, 1].
-        size: CLIP's picture size.
-
-    Returns:
-        Float `(batch, 3, size, size)`.
-    """
-    return normalize(F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1))

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from comneck_hf.training.augmentation import center_crop_resize, normalize
+from comneck_hf.models.clip_inputs import normalize
+from comneck_hf.training.augmentation import center_crop_resize
 from comneck_hf.training.data import ImagePack
 from comneck_hf.training.zero_shot import ClassPrompts, save_class_prompts, zero_shot_weights
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from comneck_hf.models.clip_inputs import normalize
 from comneck_hf.training.arguments import RunArguments
-from comneck_hf.training.augmentation import Augmentation, center_crop_resize, normalize, random_erasing
+from comneck_hf.training.augmentation import Augmentation, center_crop_resize, random_erasing
 from comneck_hf.training.clip import (
     balanced_order,
     build_clip,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.training.augmentation import clip_inputs
 from comneck_hf.training.losses import cross_entropy, distillation
 from comneck_hf.training.objective import Batch, Objective, Terms, codec_terms, half_precision, weighted_sum
 from comneck_hf.training.stages import Stage
