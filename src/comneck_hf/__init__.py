@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
     from .models.compressai.configuration_compressai import CompressaiConfig
     from .models.compressai.modeling_compressai import CompressaiModel
+    from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
+    from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
     from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -60,6 +62,10 @@ _MODULES = {
     "ComNeckVisionModel": ".models.comneck.modeling_comneck",
     "CompressaiConfig": ".models.compressai.configuration_compressai",
     "CompressaiModel": ".models.compressai.modeling_compressai",
+    "CotamConfig": ".models.cotam.configuration_cotam",
+    "CotamModel": ".models.cotam.modeling_cotam",
+    "CotamVisionConfig": ".models.cotam.configuration_cotam",
+    "CotamVisionModel": ".models.cotam.modeling_cotam",
     "ElicConfig": ".models.elic.configuration_elic",
     "ElicModel": ".models.elic.modeling_elic",
     "ImageFeatures": ".integrations.llava",
@@ -133,6 +139,10 @@ __all__ = [
     "ComNeckVisionModel",
     "CompressaiConfig",
     "CompressaiModel",
+    "CotamConfig",
+    "CotamModel",
+    "CotamVisionConfig",
+    "CotamVisionModel",
     "ElicConfig",
     "ElicModel",
     "ImageFeatures",

@@ -24,6 +24,8 @@ from .models.comneck.processing_comneck_next import ComNeckNextProcessor
 from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
 from .models.compressai.configuration_compressai import CompressaiConfig
 from .models.compressai.modeling_compressai import CompressaiModel
+from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
+from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
 from .models.elic.configuration_elic import ElicConfig
 from .models.elic.modeling_elic import ElicModel
 from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -45,6 +47,8 @@ MODELS = {
     ComNeckVisionConfig: ComNeckVisionModel,
     ComNeckConfig: ComNeckModel,
     ComNeckForZeroShotConfig: ComNeckForZeroShotImageClassification,
+    CotamVisionConfig: CotamVisionModel,
+    CotamConfig: CotamModel,
 }
 LLAVOLTA_MODELS = {
     LlavoltaConfig: (LlavoltaModel, LlavoltaForConditionalGeneration),
@@ -53,6 +57,7 @@ LLAVOLTA_MODELS = {
 # Our class, and the class or model type of transformers whose weights it takes.
 CONVERSIONS = {
     ComNeckVisionModel.__name__: "CLIPVisionModel",
+    CotamVisionModel.__name__: "CLIPVisionModel",
     LlavoltaModel.__name__: "LlavaModel",
     LlavoltaForConditionalGeneration.__name__: "llava",
     LlavoltaNextModel.__name__: "LlavaNextModel",

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "train_clip": "ClipArguments",
     "train_codec": "CodecArguments",
     "train_comneck": "ComNeckArguments",
+    "train_cotam": "CotamArguments",
     "train_llava": "LlavaArguments",
     "train_llavolta": "LlavoltaArguments",
     "evaluate_pooling": "Arguments",

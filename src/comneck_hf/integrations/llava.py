@@ -17,12 +17,13 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..auto import forget_weight_conversions
-from ..models.comneck.configuration_comneck import ComNeckConfig
-from ..models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
+from ..models.codec_vision import CodecVisionModel, LatentVisionModel
+from ..models.codec_vision_config import CodecVisionConfig
 from ..models.comneck.processing_comneck_next import ComNeckNextProcessor
 
 
 MAX_DIFFERENCE = 0.004  # relative, in the Euclidean norm: rounding to bfloat16 alone makes 0.0017
+OWN_WEIGHTS = ("neck.", "adapter.")  # of our towers; the rest is CLIP's
 _LABELS = (
     "_name_or_path",
     "architectures",
@@ -38,16 +39,16 @@ _COMPARED = ("self_attn.q_proj.weight", "self_attn.out_proj.weight", "mlp.fc1.we
 
 def attach_vision_tower(
     llava: PreTrainedModel,
-    tower: str | os.PathLike | ComNeckModel | ComNeckVisionModel,
+    tower: str | os.PathLike | CodecVisionModel | LatentVisionModel,
     *,
-    video_tower: str | os.PathLike | ComNeckModel | ComNeckVisionModel | None = None,
+    video_tower: str | os.PathLike | CodecVisionModel | LatentVisionModel | None = None,
     force: bool = False,
 ) -> PreTrainedModel:
-    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's; projector and language model stay as they are.
+    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's or CoTAM's; projector and language model stay as they are.
 
-    The LLaVA's own CLIP layers are kept, codec and neck come from `tower`. Afterwards the model takes latents in
-    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen tower stays
-    frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
+    The LLaVA's own CLIP layers are kept, codec and neck or adapter come from `tower`. Afterwards the model takes
+    latents in `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen
+    tower stays frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
     `llava_next_processor(llava, old_processor)`.
 
     Video-LLaVA has two CLIPs and one configuration for both, so both become ComNeck's; latents of frames, `(videos,
@@ -56,9 +57,10 @@ def attach_vision_tower(
     Args:
         llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA, Video-LLaVA or another model with a CLIP in `vision_tower`; changed in
             place.
-        tower: Folder or Hub id of a ComNeck, or the model, which is copied; a `ComNeckVisionModel` takes latents only.
+        tower: Folder or Hub id of a ComNeck or CoTAM, or the model, which is copied; a `ComNeckVisionModel` takes
+            latents only.
         video_tower: The same for Video-LLaVA's frames, with a neck for its other CLIP; `tower` by default.
-        force: Attach a neck that was trained for another CLIP of the same shape.
+        force: Attach a neck or adapter that was trained for another CLIP of the same shape.
 
     Returns:
         `llava`.
@@ -92,7 +94,7 @@ def attach_vision_tower(
 def _clip_of(llava: PreTrainedModel, name: str) -> nn.Module:
     """The CLIP of a tower, or of the ComNeck that was attached there before."""
     old = getattr(llava.base_model, name, None)
-    clip = old.vision_model if isinstance(old, ComNeckModel) else old
+    clip = old.vision_model if isinstance(old, CodecVisionModel) else old
     if not hasattr(clip, "encoder") or not hasattr(clip, "post_layernorm"):
         raise ValueError(
             f"{type(llava).__name__} has no CLIP in `{name}`, but {type(old).__name__}. A ComNeck tower "
@@ -101,29 +103,33 @@ def _clip_of(llava: PreTrainedModel, name: str) -> nn.Module:
     return clip
 
 
-def _loaded(tower: str | os.PathLike | PreTrainedModel) -> ComNeckModel | ComNeckVisionModel:
+def _loaded(tower: str | os.PathLike | PreTrainedModel) -> CodecVisionModel | LatentVisionModel:
     tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
-    if not isinstance(tower, ComNeckModel | ComNeckVisionModel):
-        raise ValueError(f"The tower must be a `ComNeckModel` or `ComNeckVisionModel`, got {type(tower).__name__}.")
+    if not isinstance(tower, CodecVisionModel | LatentVisionModel):
+        raise ValueError(
+            f"The tower must be a `ComNeckModel`, `ComNeckVisionModel` or `CotamModel`, got {type(tower).__name__}."
+        )
+    if isinstance(tower, LatentVisionModel) and tower.config.reads_pictures:
+        raise ValueError("A `CotamVisionModel` reads decoded pictures beside latents. Attach the whole `CotamModel`.")
     return tower
 
 
-def _vision_model(tower: ComNeckModel | ComNeckVisionModel) -> ComNeckVisionModel:
-    return tower.vision_model if isinstance(tower, ComNeckModel) else tower
+def _vision_model(tower: CodecVisionModel | LatentVisionModel) -> LatentVisionModel:
+    return tower.vision_model if isinstance(tower, CodecVisionModel) else tower
 
 
-def _take_over(tower: ComNeckModel | ComNeckVisionModel, clip: nn.Module, *, training: bool) -> None:
+def _take_over(tower: CodecVisionModel | LatentVisionModel, clip: nn.Module, *, training: bool) -> None:
     """Gives a tower the weights, type, device and frozen state of the CLIP that it replaces."""
     vision_model, parameter = _vision_model(tower), next(clip.parameters())
     tower.to(device=parameter.device, dtype=parameter.dtype).train(training)
     # Not strict: the layers that the neck replaces are not needed.
-    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith("neck.")}
+    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith(OWN_WEIGHTS)}
     vision_model.load_state_dict(weights, strict=False, assign=True)
     trainable = {name for name, weight in clip.named_parameters() if weight.requires_grad}
     tower.requires_grad_(False)
     for name, weight in vision_model.named_parameters():
         weight.requires_grad_(name in trainable)
-    if isinstance(tower, ComNeckModel) and tower.codec is not None:
+    if isinstance(tower, CodecVisionModel) and tower.codec is not None:
         tower.codec.update_tables()
     tower.set_attn_implementation(clip.config._attn_implementation)
 
@@ -153,13 +159,12 @@ def _build_options(config: PreTrainedConfig, prefix: str = "") -> dict[str, obje
     return options
 
 
-def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, slot: str, *, force: bool) -> None:
+def _check_clip(vision_model: LatentVisionModel, clip: nn.Module, slot: str, *, force: bool) -> None:
     """Compares a few weights of the layers that neck and CLIP of a slot both have."""
     ours, theirs = vision_model.state_dict(), clip.state_dict()
     last = vision_model.config.num_hidden_layers - 1
-    layers = sorted(
-        {vision_model.config.num_skipped_layers, (last + vision_model.config.num_skipped_layers) // 2, last}
-    )
+    first = vision_model.config.num_skipped_layers
+    layers = sorted({first, (last + first) // 2, last})
     names = ["post_layernorm.weight", *(f"encoder.layers.{layer}.{name}" for layer in layers for name in _COMPARED)]
     num_layers = clip.config.num_hidden_layers
     for name in names:
@@ -187,7 +192,7 @@ def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, slot: str, *,
             )
 
 
-def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+def _check_layers(llava: PreTrainedModel, vision_model: LatentVisionModel) -> None:
     """Refuses a LLaVA that reads hidden states which the neck leaves out."""
     layers = getattr(llava.config, "vision_feature_layer", getattr(llava.config, "vision_feature_layers", []))
     num_states = vision_model.config.num_hidden_layers + 1
@@ -199,7 +204,7 @@ def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> N
             )
 
 
-def _set_config(llava: PreTrainedModel, tower: ComNeckModel | ComNeckVisionModel) -> None:
+def _set_config(llava: PreTrainedModel, tower: CodecVisionModel | LatentVisionModel) -> None:
     config, old_size = llava.config, llava.config.vision_config.image_size
     height, width = _vision_model(tower).config.latent_grid
     config.vision_config = tower.config
@@ -294,9 +299,10 @@ def image_features(
     llava = _without_adapters(llava)
     base = llava.base_model
     if bitstreams is not None:
-        if not isinstance(llava.config.vision_config, ComNeckConfig):
+        if not isinstance(llava.config.vision_config, CodecVisionConfig):
             raise ValueError(
-                "Bitstreams need a `ComNeckModel` in `vision_tower`; attach one, or decompress them first."
+                "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
+                "them first."
             )
         pixel_values = _image_tower(base).decompress(bitstreams)
         if isinstance(pixel_values, list):

@@ -19,12 +19,12 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig, LatentVisionConfig
 from ..compressai.configuration_compressai import CompressaiConfig
 from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
 from ..llavolta.pooling_llavolta import image_offsets
-from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckConfig, ComNeckVisionConfig
 from .image_processing_comneck import ComNeckImageProcessor
 
 
@@ -49,7 +49,10 @@ class CodecOwner:
 
     @property
     def codec(self) -> PreTrainedModel:
-        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own."""
+        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own.
+
+        A codec alone codes without CoTAM's guide; with it does the whole `CotamModel`, which can stand here, too.
+        """
         if self._codec is None:
             if self._codec_source is None:
                 raise ValueError(
@@ -148,12 +151,13 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         pooling, codec = {}, None
         if isinstance(text_config, LlavoltaTextConfig) and text_config.pools_before:
             pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
-        if isinstance(tower, ComNeckConfig | ComNeckVisionConfig):
-            neck = tower.vision_config if isinstance(tower, ComNeckConfig) else tower
-            patch_size = tower.patch_size if isinstance(tower, ComNeckConfig) else DOWNSAMPLING_FACTOR
-            pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in neck.latent_grid))
-            pooling["latent_channels"] = neck.latent_channels
-            codec = tower_codec(model) if isinstance(tower, ComNeckConfig) else None
+        if isinstance(tower, CodecVisionConfig | LatentVisionConfig):
+            has_codec = isinstance(tower, CodecVisionConfig)
+            reader = tower.vision_config if has_codec else tower
+            patch_size = tower.patch_size if has_codec else DOWNSAMPLING_FACTOR
+            pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in reader.latent_grid))
+            pooling["latent_channels"] = reader.latent_channels
+            codec = tower_codec(model) if has_codec else None
         elif pooling:
             pictures, patch_size = processor.image_processor, processor.patch_size
         else:
@@ -255,13 +259,13 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
 
 
 def tower_codec(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The codec of a ComNeck tower; of Video-LLaVA's two, that for pictures."""
+    """What a ComNeck or CoTAM tower codes with; of Video-LLaVA's two, that for pictures."""
     base = model.base_model
-    return (base.image_tower if isinstance(base, VideoLlavaModel) else base.vision_tower).codec
+    return (base.image_tower if isinstance(base, VideoLlavaModel) else base.vision_tower).coder
 
 
 def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
-    """The codec of a saved ComNeck, of a LLaVA with a ComNeck tower, or a codec itself, without the rest.
+    """The codec of a saved ComNeck or CoTAM, of a LLaVA with such a tower, or a codec itself, without the rest.
 
     Args:
         source: Folder or Hub id.
@@ -278,12 +282,12 @@ def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrain
     if isinstance(config, ElicConfig | CompressaiConfig):
         return AutoModel.from_pretrained(source, **options).eval()
     parts = [getattr(config, name, None) for name in ("vision_config", "comneck_config")]
-    comneck = next((part for part in (config, *parts) if isinstance(part, ComNeckConfig)), None)
-    if comneck is None or comneck.codec_config is None:
+    owner = next((part for part in (config, *parts) if isinstance(part, CodecVisionConfig)), None)
+    if owner is None or owner.codec_config is None:
         raise ValueError(f"{source} holds no codec: its tower takes latents only. {advice}")
-    if comneck is not config:
+    if owner is not config:
         options = {**options, "key_mapping": {r"^((model\.)?(vision|image)_tower|comneck)\.codec\.": ""}}
-    return AutoModel.from_pretrained(source, config=comneck.codec_config, **options).eval()
+    return AutoModel.from_pretrained(source, config=owner.codec_config, **options).eval()
 
 
 def flatten_images(images: Any) -> list[Any]:

@@ -10,8 +10,8 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...coding.tiles import TiledBitstream
+from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig
 from ..hub_code import HubCode
-from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckConfig
 from .processing_comneck import (
     CodecOwner,
     as_source,
@@ -87,8 +87,10 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
                 f"{type(model).__name__} does not cut pictures into tiles; its processor is `ComNeckProcessor`."
             )
         tower = config.vision_config
-        if not isinstance(tower, ComNeckConfig):
-            raise ValueError(f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` first.")
+        if not isinstance(tower, CodecVisionConfig):
+            raise ValueError(
+                f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` or `CotamModel` first."
+            )
         pictures = LlavaNextImageProcessor(
             size={"shortest_edge": tower.image_size},
             crop_size=tower.image_size,
