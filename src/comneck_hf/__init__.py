@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .models.comneck.modeling_comneck import ComNeckModel, ComNeckModelOutput, ComNeckVisionModel
     from .models.comneck.neck_comneck import TransformNeck
     from .models.comneck.processing_comneck import ComNeckProcessor
+    from .models.comneck.processing_comneck_next import ComNeckNextProcessor
     from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
     from .models.compressai.configuration_compressai import CompressaiConfig
     from .models.compressai.modeling_compressai import CompressaiModel
@@ -55,6 +56,7 @@ _MODULES = {
     "ComNeckImageProcessorPil": ".models.comneck.image_processing_pil_comneck",
     "ComNeckModel": ".models.comneck.modeling_comneck",
     "ComNeckModelOutput": ".models.comneck.modeling_comneck",
+    "ComNeckNextProcessor": ".models.comneck.processing_comneck_next",
     "ComNeckProcessor": ".models.comneck.processing_comneck",
     "ComNeckVisionConfig": ".models.comneck.configuration_comneck",
     "ComNeckVisionModel": ".models.comneck.modeling_comneck",
@@ -131,6 +133,7 @@ __all__ = [
     "ComNeckImageProcessorPil",
     "ComNeckModel",
     "ComNeckModelOutput",
+    "ComNeckNextProcessor",
     "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",

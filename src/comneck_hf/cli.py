@@ -12,8 +12,12 @@ import typer
 
 from . import __version__
 from .commands import answer, hub, score
+from .commands import encode as encoding
 from .commands import evaluate as evaluation
 from .commands.terminal import (
+    DEFAULT_CLIP,
+    DEFAULT_MODEL,
+    BatchOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -21,6 +25,8 @@ from .commands.terminal import (
     JsonOption,
     ModelOption,
     QuietOption,
+    RoiOption,
+    coding_line,
     in_batches,
     one_line_errors,
     placement,
@@ -37,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-DEFAULT_MODEL = "comneck-tiny-d1-q2"
-DEFAULT_CLIP = "comneck-tiny-clip"
 DEFAULT_FIGURE = Path("comneck_demo.png")
 
 app = typer.Typer(
@@ -52,7 +56,6 @@ app = typer.Typer(
 
 
 ClipOption = Annotated[str, typer.Option("--clip", help="CLIP that the model was made from; its text tower labels.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Files coded together.")]
 TopOption = Annotated[int, typer.Option("--top", min=1, help="How many labels to list.")]
 LabelsOption = Annotated[str | None, typer.Option("--labels", help='Own labels: "cat, dog, a red car".')]
 InterpolateOption = Annotated[
@@ -76,34 +79,7 @@ def main(
     """Pictures to bitstreams; bitstreams to CLIP features, labels and pictures."""
 
 
-@app.command()
-@one_line_errors
-def encode(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one picture also FILE.cnk.")] = Path(),
-    model: ModelOption = DEFAULT_MODEL,
-    no_crop: Annotated[bool, typer.Option("--no-crop", help="Code whole pictures, not resized.")] = False,
-    batch_size: BatchOption = 16,
-    force: ForceOption = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = Dtype.float32,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Code pictures into .cnk files.
-
-    Pictures are resized and cropped to what the model's features need. Whole pictures (--no-crop) can always be
-    decoded; their features need --interpolate.
-    """
-    from .commands.files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
-    from .commands.loading import load_codec, load_image_processor
-    from .commands.streams import encode_files
-
-    pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
-    codec = load_codec(model, **placement(device, dtype))
-    image_processor = load_image_processor(model, crop=not no_crop)
-    results = in_batches(pairs, batch_size, lambda batch: encode_files(codec, image_processor, batch), quiet)
-    report(results, _coding_line, quiet, as_json)
+app.command()(encoding.encode)
 
 
 @app.command()
@@ -127,7 +103,7 @@ def decode(
     pairs = pair_files(bitstreams, output, reads=[BITSTREAM_SUFFIX], writes=PICTURE_SUFFIXES, overwrite=force)
     codec = load_codec(model, **placement(device, dtype))
     results = in_batches(pairs, batch_size, lambda batch: decode_files(codec, batch), quiet)
-    report(results, _coding_line, quiet, as_json)
+    report(results, coding_line, quiet, as_json)
 
 
 @app.command()
@@ -277,6 +253,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The figure to write.")] = DEFAULT_FIGURE,
     top: TopOption = 3,
     labels: LabelsOption = None,
+    roi: RoiOption = None,
     model: ModelOption = DEFAULT_MODEL,
     clip: ClipOption = DEFAULT_CLIP,
     force: ForceOption = False,
@@ -287,27 +264,27 @@ def demo(
     """Send one picture all the way, beside JPEG: bytes, quality, times, labels, and a figure.
 
     Labels come from the original and the decoded picture through the full CLIP, and from the latents through neck and
-    remaining layers. A figure under its default name is overwritten, any other only with --force.
+    remaining layers. With --roi the picture is coded with and without the region instead, at equal bytes. A figure
+    under its default name is overwritten, any other only with --force.
     """
     from .commands.demo import demo_photograph, run_demo
     from .commands.files import read_picture, refuse_existing
-    from .commands.loading import load_image_processor, load_model
+    from .commands.loading import load_codec, load_image_processor, load_model
+    from .commands.maps import parse_box
+    from .commands.region_demo import run_region_demo
 
     if output != DEFAULT_FIGURE and not force:
         refuse_existing([output])
     source = demo_photograph() if image is None else image
     picture = read_picture(source)
     where = placement(device, dtype)
-    classifier = _load_classifier(clip, labels, where["device"])
-    comneck = load_model(model, **where)
-    result = run_demo(
-        picture,
-        name=source.name,
-        model=comneck,
-        image_processor=load_image_processor(model),
-        classifier=classifier,
-        num_labels=top,
-    )
+    coding = {"name": source.name, "image_processor": load_image_processor(model)}
+    if roi:
+        boxes = [parse_box(box) for box in roi]
+        result = run_region_demo(picture, boxes, codec=load_codec(model, **where), **coding)
+    else:
+        classifier = _load_classifier(clip, labels, where["device"])
+        result = run_demo(picture, model=load_model(model, **where), classifier=classifier, num_labels=top, **coding)
     output.parent.mkdir(parents=True, exist_ok=True)
     result.save_figure(output)
     if as_json:
@@ -368,11 +345,6 @@ def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "
         if not names:
             raise typer.BadParameter('names no label; write --labels "cat, dog".', param_hint="--labels")
     return ZeroShotClassifier.from_pretrained(resolve_model(clip), class_names=names, device=device)
-
-
-def _coding_line(result: "FileResult") -> str:
-    size = f"{result.bytes} bytes, {result.width}x{result.height} pixels, {result.bpp:.3f} bpp"
-    return f"{result.input} -> {result.output}  {size}"
 
 
 def _labels_line(result: "FileResult") -> str:

@@ -1,21 +1,32 @@
 """Files through the codec and the model, batch by batch; a bad file never stops the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import Bitstream, BitstreamError, ComNeckImageProcessorPil, ComNeckModel, ComNeckModelOutput, ElicModel
+from .. import (
+    Bitstream,
+    BitstreamError,
+    ComNeckImageProcessorPil,
+    ComNeckModel,
+    ComNeckModelOutput,
+    CompressaiModel,
+    ElicModel,
+)
+from ..coding.gain_map import GainMap
 from ..evaluation.metrics import bits_per_pixel
 from .files import read_picture, to_image
 from .labels import Label, ZeroShotClassifier
+from .maps import MapMaker, prepare_picture
 
 
 __all__ = [
     "FileResult",
     "LatentsFile",
+    "check_gains",
     "classify_files",
     "concatenate_features",
     "decode_files",
@@ -77,8 +88,22 @@ class LatentsFile:
     error: str | None = None
 
 
+def check_gains(codec: ElicModel | CompressaiModel) -> None:
+    """Raises `ValueError` if the codec has one rate only and cannot move bits within a picture."""
+    if not isinstance(codec, ElicModel):
+        raise ValueError(
+            f"A {codec.config.model_type!r} codec has no gains: no rate control and no gain maps. Use an ELIC or TIC "
+            "model."
+        )
+
+
 def encode_files(
-    codec: ElicModel, image_processor: ComNeckImageProcessorPil, pairs: Sequence[tuple[Path, Path]]
+    codec: ElicModel,
+    image_processor: ComNeckImageProcessorPil,
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    make_map: MapMaker | None = None,
+    rate: Mapping[str, float] | None = None,
 ) -> list[FileResult]:
     """Codes pictures together.
 
@@ -86,21 +111,50 @@ def encode_files(
         codec: The codec.
         image_processor: Prepares each picture.
         pairs: Picture files and the bitstream files to write; folders are made.
+        make_map: Makes the gain map of each picture.
+        rate: Options of `compress` that set the rate: `gain`, `quality`, `target_bytes` or `target_bpp`.
     """
     results: dict[Path, FileResult] = {}
     pictures: dict[Path, torch.Tensor] = {}
+    maps: dict[Path, GainMap] = {}
     for source, _ in pairs:
         try:
-            picture = image_processor(images=read_picture(source), return_tensors="pt")["pixel_values"][0]
-            _check_pixels(picture, codec.config.max_pixels)
-            pictures[source] = picture
+            picture = prepare_picture(read_picture(source), image_processor, size_divisor=codec.config.size_divisor)
+            _check_pixels(picture.pixel_values, codec.config.max_pixels)
+            if make_map is not None:
+                maps[source] = make_map(picture)
+            pictures[source] = picture.pixel_values
         except (ValueError, OSError) as error:
             results[source] = FileResult(str(source), error=_reason(error))
-    bitstreams = dict(zip(pictures, codec.compress(list(pictures.values())) if pictures else [], strict=True))
+    bitstreams = _compress(codec, pictures, maps, rate or {}, results)
     for source, target in pairs:
         if source in bitstreams:
             results[source] = _write_bitstream(source, target, bitstreams[source], pictures[source])
     return [results[source] for source, _ in pairs]
+
+
+def _compress(
+    codec: ElicModel,
+    pictures: Mapping[Path, torch.Tensor],
+    maps: Mapping[Path, GainMap],
+    rate: Mapping[str, float],
+    results: dict[Path, FileResult],
+) -> dict[Path, bytes]:
+    """Bitstreams of pictures, coded one by one only if one of them cannot be; errors go to `results`."""
+    if not pictures:
+        return {}
+    options: dict[str, Any] = {**rate, "gain_maps": [maps[source] for source in pictures]} if maps else {**rate}
+    try:
+        return dict(zip(pictures, codec.compress(list(pictures.values()), **options), strict=True))
+    except ValueError as error:
+        if len(pictures) == 1:
+            results[next(iter(pictures))] = FileResult(str(next(iter(pictures))), error=_reason(error))
+            return {}
+    return {
+        name: data
+        for source, picture in pictures.items()
+        for name, data in _compress(codec, {source: picture}, maps, rate, results).items()
+    }
 
 
 def _check_pixels(picture: torch.Tensor, max_pixels: int) -> None:

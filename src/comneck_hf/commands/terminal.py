@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from .streams import FileResult
 
+DEFAULT_MODEL = "comneck-tiny-d1-q2"
+DEFAULT_CLIP = "comneck-tiny-clip"
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,10 +28,15 @@ class Dtype(StrEnum):
 
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Folder, Hub id or packaged model.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Files coded together.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Type of the float networks.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no result lines.")]
+RoiOption = Annotated[
+    list[str] | None,
+    typer.Option("--roi", metavar="X0,Y0,X1,Y1", help="More bits in this box, in pixels of the picture; repeatable."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 
 
@@ -99,6 +107,12 @@ def report(
         raise typer.Exit(1)
 
 
+def coding_line(result: "FileResult") -> str:
+    """What was coded or decoded, and its size."""
+    size = f"{result.bytes} bytes, {result.width}x{result.height} pixels, {result.bpp:.3f} bpp"
+    return f"{result.input} -> {result.output}  {size}"
+
+
 def print_json(value: object) -> None:
     """JSON on stdout."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
@@ -110,6 +124,9 @@ def complain(message: str) -> None:
 
 
 __all__ = [
+    "DEFAULT_CLIP",
+    "DEFAULT_MODEL",
+    "BatchOption",
     "DeviceOption",
     "Dtype",
     "DtypeOption",
@@ -117,6 +134,8 @@ __all__ = [
     "JsonOption",
     "ModelOption",
     "QuietOption",
+    "RoiOption",
+    "coding_line",
     "complain",
     "in_batches",
     "one_line_errors",

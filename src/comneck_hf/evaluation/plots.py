@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 
-__all__ = ["plot_curves", "plot_speedups", "plot_strides", "save_label_figure"]
+__all__ = ["plot_curves", "plot_speedups", "plot_strides", "save_label_figure", "save_region_figure"]
 
 _RATE_NAMES = {"bytes": "bytes per picture, whole files", "bpp": "bits per pixel, whole files"}
 _VALUE_NAMES = {
@@ -165,4 +165,35 @@ def plot_speedups(rows: Sequence[Mapping[str, float]], path: str | Path) -> None
     axis.margins(x=0.1)
     axis.grid(alpha=0.3)
     axis.legend()
+    figure.savefig(path)
+
+
+def save_region_figure(
+    path: str | Path, *, pictures: Sequence[tuple[str, Image.Image]], region: np.ndarray, title: str
+) -> None:
+    """Draws pictures with the outline of a region, and the region enlarged below each.
+
+    Args:
+        path: Where to write; the suffix chooses the format.
+        pictures: Titles and pictures of one size.
+        region: Which pixels belong to the region, bool `(height, width)`, at least one.
+        title: Above all.
+    """
+    figure = Figure(figsize=(3.6 * len(pictures), 7.4), dpi=120, layout="constrained")
+    figure.suptitle(title)
+    rows, columns = np.nonzero(region)
+    around = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    for (name, picture), (whole, detail) in zip(pictures, figure.subplots(2, len(pictures)).T, strict=True):
+        whole.imshow(picture)
+        whole.contour(
+            np.pad(region, 1).astype(float),
+            levels=[0.5],
+            colors="yellow",
+            linewidths=1,
+            extent=(-1.5, region.shape[1] + 0.5, -1.5, region.shape[0] + 0.5),
+        )
+        whole.set_title(name, fontsize=9)
+        detail.imshow(picture.crop(around), interpolation="nearest")
+        for axis in (whole, detail):
+            axis.set_axis_off()
     figure.savefig(path)

@@ -1,0 +1,106 @@
+"""The command that codes pictures, at any rate and with more bits where they matter."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import (
+    DEFAULT_CLIP,
+    DEFAULT_MODEL,
+    BatchOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    RoiOption,
+    coding_line,
+    in_batches,
+    one_line_errors,
+    placement,
+    report,
+)
+
+
+__all__ = ["encode"]
+
+
+GainOption = Annotated[
+    float | None, typer.Option("--gain", help="Octaves finer than trained; below 0 coarser, for fewer bytes.")
+]
+QualityOption = Annotated[
+    float | None, typer.Option("--quality", help="Rate on the scale of the trained ones, such as 2.5.")
+]
+TargetBytesOption = Annotated[int | None, typer.Option("--target-bytes", min=1, help="Bytes per file.")]
+TargetBppOption = Annotated[float | None, typer.Option("--target-bpp", help="Bits per pixel.")]
+GuideOption = Annotated[bool, typer.Option("--guide", help="More bits where CLIP's first layers look.")]
+ImportanceOption = Annotated[
+    Path | None, typer.Option("--importance", help="More bits by a mask or heat map: a picture, or .npy.")
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help='More bits on what words name, such as "the licence plate".')
+]
+StepOption = Annotated[
+    int, typer.Option("--map-step", min=1, max=15, help="Quarter octaves of gain per level of the map.")
+]
+GridOption = Annotated[int, typer.Option("--map-grid", min=1, max=64, help="Cells per side of the map.")]
+
+
+@one_line_errors
+def encode(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; for one picture also FILE.cnk.")] = Path(),
+    model: ModelOption = DEFAULT_MODEL,
+    gain: GainOption = None,
+    quality: QualityOption = None,
+    target_bytes: TargetBytesOption = None,
+    target_bpp: TargetBppOption = None,
+    guide: GuideOption = False,
+    roi: RoiOption = None,
+    importance: ImportanceOption = None,
+    prompt: PromptOption = None,
+    map_step: StepOption = 2,
+    map_grid: GridOption = 8,
+    clip: Annotated[str, typer.Option("--clip", help="CLIP for --guide and --prompt.")] = DEFAULT_CLIP,
+    no_crop: Annotated[bool, typer.Option("--no-crop", help="Code whole pictures, not resized.")] = False,
+    batch_size: BatchOption = 16,
+    force: ForceOption = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Code pictures into .cnk files.
+
+    Pictures are resized and cropped to what the model's features need. Whole pictures (--no-crop) can always be
+    decoded; their features need --interpolate. One of --guide, --roi, --importance and --prompt moves bits within the
+    picture; one of --gain, --quality, --target-bytes and --target-bpp sets how many there are.
+    """
+    from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
+    from .loading import load_codec, load_image_processor
+    from .maps import MapOptions, map_maker, parse_box
+    from .streams import check_gains, encode_files
+
+    boxes = tuple(parse_box(box) for box in roi or ())
+    options = MapOptions(guide, boxes, importance, prompt, clip=clip, step=map_step, grid=map_grid)
+    wanted = {"gain": gain, "quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
+    rate = {name: value for name, value in wanted.items() if value is not None}
+    if len(rate) > 1:
+        raise typer.BadParameter("--gain, --quality, --target-bytes and --target-bpp exclude one another.")
+    pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
+    where = placement(device, dtype)
+    codec = load_codec(model, **where)
+    make_map = map_maker(options, where["device"])
+    if rate or make_map is not None:
+        check_gains(codec)
+    image_processor = load_image_processor(model, crop=not no_crop)
+    results = in_batches(
+        pairs,
+        batch_size,
+        lambda batch: encode_files(codec, image_processor, batch, make_map=make_map, rate=rate),
+        quiet,
+    )
+    report(results, coding_line, quiet, as_json)
