@@ -80,7 +80,8 @@ def profile_comneck(args: Arguments, run: RunArguments, *, scenario: str, name: 
         some = ImagePack(pack.images[:count], pack.labels[:count], pack.class_names)
         variants = Variants(some, augmentation, 1)
         latents = coded_latents(model.codec, variants, args.cache_dir)
-        pictures, parts = CodedPictures(latents, teacher_embeddings(clip, variants, args.cache_dir), some.labels), {}
+        embeddings = teacher_embeddings(clip, variants, args.cache_dir)
+        pictures, parts = CodedPictures([latents, embeddings], some.labels), {}
     loader = picture_loader(pictures, batch_size=batch_size)
     return step_times(objective, loader, stage, run, steps=args.steps, parts=parts)
 

@@ -1,4 +1,4 @@
-"""Trains the comneck-tiny family from the data packs: teacher, five codecs, twelve models, ablations.
+"""Trains the comneck-tiny family from the data packs: teacher, five codecs, twelve models, CoTAM, ablations.
 
 python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
 
@@ -20,6 +20,9 @@ from transformers import HfArgumentParser
 SCRIPTS = Path(__file__).parent
 CONFIGS = SCRIPTS.parent / "configs"
 LAMBDAS = {1: 0.00025, 2: 0.0005, 3: 0.001, 4: 0.002}  # of the codecs, on 255^2 * MSE + bits per pixel
+
+ANY_RATE = 3  # the codec that is coded with at every rate
+GAIN_RANGE = [-1.5, 1.0]  # in octaves, as in cotam-tiny.yaml
 
 
 @dataclass
@@ -51,22 +54,47 @@ def family(data: Path, output: Path) -> list[Job]:
     photographs = {"data": data / "caltech101_144"}
     clip, base = output / "clip" / "model", output / "codec-base" / "model"
     jobs = [
-        Job("clip", "train_clip", "clip", {**photographs, "shapes_data": data / "easy_vqa"}),
-        Job("codec-base", "train_codec", "codec-base", photographs),
+        Job("clip", "train_clip", "comneck-tiny-clip", {**photographs, "shapes_data": data / "easy_vqa"}),
+        Job("codec-base", "train_codec", "comneck-tiny-codec-base", photographs),
     ]
     for quality, lmbda in LAMBDAS.items():
         codec = f"codec-q{quality}"
         rate = {"quality": quality, **photographs}
-        jobs.append(Job(codec, "train_codec", "codec", {**rate, "codec": base, "lmbda": lmbda}, ("codec-base",)))
+        jobs.append(
+            Job(codec, "train_codec", "comneck-tiny-codec", {**rate, "codec": base, "lmbda": lmbda}, ("codec-base",))
+        )
         parts = {**rate, "clip": clip, "cache_dir": output / "cache"}
         start = {**parts, "codec": output / codec / "model"}
-        jobs.append(Job(f"d1-q{quality}", "train_comneck", "d1", start, ("clip", codec)))
+        jobs.append(Job(f"d1-q{quality}", "train_comneck", "comneck-tiny-d1", start, ("clip", codec)))
         for scenario in ("d2", "d3"):
             joint = {**parts, "model": output / f"d1-q{quality}" / "model", "lmbda": lmbda * 255**2 / 60}
-            jobs.append(Job(f"{scenario}-q{quality}", "train_comneck", scenario, joint, (f"d1-q{quality}",)))
+            jobs.append(
+                Job(f"{scenario}-q{quality}", "train_comneck", f"comneck-tiny-{scenario}", joint, (f"d1-q{quality}",))
+            )
         behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
-        jobs.append(Job(f"post-q{quality}", "train_comneck", "post", behind, (f"d1-q{quality}",)))
-    return jobs + ablations(data, output)
+        jobs.append(Job(f"post-q{quality}", "train_comneck", "comneck-tiny-post", behind, (f"d1-q{quality}",)))
+    return jobs + any_rate(data, output) + ablations(data, output)
+
+
+def any_rate(data: Path, output: Path) -> list[Job]:
+    """One codec at every rate: CoTAM, its variants with one thing changed, and a neck to compare with."""
+    codec, clip = f"codec-q{ANY_RATE}", output / "clip" / "model"
+    options = {"quality": ANY_RATE, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
+    options["codec"] = output / codec / "model"
+    changes: dict[str, dict[str, object]] = {
+        "cotam": {},
+        "cotam-no-prior": {"use_reconstruction_prior": False},
+        "cotam-low-only": {"high_weight": 0},
+        "cotam-high-only": {"low_weight": 0},
+        "cotam-unguided": {"use_guide": False},
+        "cotam-deep": {"guide_layers": [3, 4, 5]},
+    }
+    jobs = [
+        Job(name, "train_cotam", "cotam-tiny", {**options, **change}, ("clip", codec))
+        for name, change in changes.items()
+    ]
+    neck = {**options, "gain_range": GAIN_RANGE}
+    return [*jobs, Job("d1-anyrate", "train_comneck", "comneck-tiny-d1", neck, ("clip", codec))]
 
 
 def ablations(data: Path, output: Path) -> list[Job]:
@@ -84,7 +112,7 @@ def ablations(data: Path, output: Path) -> list[Job]:
         "fresh": {"coded_variants": 0},
     }
     return [
-        Job(f"ablation-{name}", "train_comneck", "ablation", {**options, **change}, ("clip", codec))
+        Job(f"ablation-{name}", "train_comneck", "comneck-tiny-ablation", {**options, **change}, ("clip", codec))
         for name, change in changes.items()
     ]
 
@@ -103,7 +131,7 @@ def run_job(job: Job, output: Path) -> None:
     folder = output / job.name
     if (folder / "model").exists():
         return
-    command = [sys.executable, str(SCRIPTS / f"{job.script}.py"), str(CONFIGS / f"comneck-tiny-{job.config}.yaml")]
+    command = [sys.executable, str(SCRIPTS / f"{job.script}.py"), str(CONFIGS / f"{job.config}.yaml")]
     options = {**job.options, "output_dir": folder, "num_threads": 1, "resume_from_checkpoint": "true"}
     command += option_words(options)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,32 +6,32 @@ python scripts/train_comneck.py configs/comneck-tiny-d1.yaml --quality 2 --data 
     --codec runs/codec-q2/model --clip src/comneck_hf/pretrained/comneck-tiny-clip --output_dir runs/d1-q2
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 
 from comneck_hf.evaluation.baselines import PostProcessing
 from comneck_hf.evaluation.intervals import mean_of
 from comneck_hf.evaluation.measurements import measure
-from comneck_hf.evaluation.rate_accuracy import measure_accuracy, measure_distance
+from comneck_hf.evaluation.rate_accuracy import validation_score
 from comneck_hf.evaluation.tasks import ZeroShot
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.unet import PostProcessingUNet
-from comneck_hf.training.arguments import RunArguments, parse_arguments
+from comneck_hf.training.arguments import TeachingArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
+from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
 from comneck_hf.training.loop import Metrics, Training, prepare_run
 from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
 from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
 from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
-from comneck_hf.training.zero_shot import zero_shot_weights
+from comneck_hf.training.zero_shot import pack_weights
 
 
 POST_PROCESSING = "post-processing"
@@ -39,21 +39,13 @@ TEMPLATES_FILE = Path(__file__).with_name("prompt_templates.json")
 
 
 @dataclass(kw_only=True)
-class ComNeckArguments(RunArguments):
+class ComNeckArguments(TeachingArguments):
     """Parts and recipe of one training of a neck."""
 
-    data: str = field(metadata={"help": "Hub id or folder that `datasets` loads, with columns image and label"})
-    reading: str = field(default="rows", metadata={"help": "memory, rows or stream"})
-    validation_split: str = "validation"
-    validation_pictures: int = field(default=500, metadata={"help": "pictures that are coded in a validation"})
     calibration_pictures: int = field(default=64, metadata={"help": "from which integer networks are derived"})
-    codec: str | None = field(default=None, metadata={"help": "folder or Hub id of the trained codec"})
-    clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
     model: str | None = field(default=None, metadata={"help": "ComNeck model to start from, instead of a fresh neck"})
     templates_file: str = field(default=str(TEMPLATES_FILE), metadata={"help": "JSON list of prompt templates"})
     scenario: str = field(default="d1", metadata={"help": "d1, d2, d3 or post-processing"})
-    quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
-    preset: str = field(default="paper", metadata={"help": "paper or official"})
     lmbda: float = field(default=1.0, metadata={"help": "of the joint stage, for distortion and distillation"})
     reconstruction_weight: float = field(default=60.0, metadata={"help": "gamma of the joint stage of d2"})
     distillation_weight: float = field(default=1.0, metadata={"help": "beta of the joint stage"})
@@ -66,13 +58,11 @@ class ComNeckArguments(RunArguments):
         default_factory=lambda: [64, 128, 256, 512, 1024],
         metadata={"help": "channels of the U-Net, from the top down"},
     )
-    smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
-    jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
-    coded_variants: int = field(
-        default=0,
-        metadata={"help": "d1: code this many crops of each picture once and train on them, 0 for fresh ones"},
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "keeps coded crops, by default OUTPUT_DIR/cache"})
+
+    @property
+    def gains(self) -> RandomGains | None:
+        """Random gains of whole pictures, so that one neck serves all rates."""
+        return RandomGains(*self.gain_range) if self.gain_range else None
 
 
 def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
@@ -97,26 +87,23 @@ def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel)
     augmentation = Augmentation(model.config.image_size, smallest_crop=args.smallest_crop, jitter=args.jitter)
     if not args.coded_variants:
         return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
-    folder = args.cache_dir or Path(args.output_dir) / "cache"
     variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
-    return CodedPictures(
-        coded_latents(model.codec, variants, folder), teacher_embeddings(clip, variants, folder), variants.pack.labels
-    )
+    latents = coded_latents(model.codec, variants, args.cache_folder, gains=args.gains)
+    return CodedPictures([latents, teacher_embeddings(clip, variants, args.cache_folder)], variants.pack.labels)
 
 
 def build_objective(
     args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel, sample: ImagePack
 ) -> ComNeckObjective | PostProcessingObjective:
     """Stages, targets and, where the data has classes, the zero-shot classifier."""
-    preset, weights = PRESETS[args.preset], None
-    if sample.class_names:
-        weights = zero_shot_weights(
-            clip,
-            AutoTokenizer.from_pretrained(args.clip),
-            class_names=[name.partition(",")[0] for name in sample.class_names],  # ImageNet's list synonyms
-            templates=json.loads(Path(args.templates_file).read_text(encoding="utf-8")),
-            cache_dir=args.cache_dir or Path(args.output_dir) / "cache",
-        )
+    preset = PRESETS[args.preset]
+    weights = pack_weights(
+        clip,
+        args.clip,
+        class_names=sample.class_names,
+        templates_file=args.templates_file,
+        cache_dir=args.cache_folder,
+    )
     options = {
         "zero_shot_weights": weights,
         "targets": parse_targets(args.targets),
@@ -133,9 +120,8 @@ def build_objective(
         reconstruction=args.reconstruction_weight,
         distillation=args.distillation_weight,
     )
-    calibration = sample.images / 255
-    stages = choose_stages(stages, args.stages)
-    return ComNeckObjective(model, clip, stages, calibration_pictures=calibration, **options)
+    options |= {"calibration_pictures": sample.images / 255, "gains": args.gains}
+    return ComNeckObjective(model, clip, choose_stages(stages, args.stages), **options)
 
 
 def validate_unet(
@@ -149,13 +135,8 @@ def validate_unet(
 
 def validate(objective: ComNeckObjective, clip: CLIPModel, pictures: ImagePack, stage: Stage) -> Metrics:
     """Zero-shot accuracy from real bytes; without classes the distance of the embeddings from CLIP's."""
-    model = objective.calibrate()
-    if pictures.labels is not None:
-        weights = objective.zero_shot_weights
-        accuracy = measure_accuracy(model, clip, pictures.images, pictures.labels, zero_shot_weights=weights)
-        return {"score": accuracy["latents_top1"], **accuracy}
-    distance = measure_distance(model, clip, pictures.images)
-    return {"score": -distance["distance"], **distance}
+    weights = objective.zero_shot_weights
+    return validation_score(objective.calibrate(), clip, pictures.images, pictures.labels, zero_shot_weights=weights)
 
 
 def main(args: ComNeckArguments) -> None:

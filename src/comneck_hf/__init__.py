@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from .models.comneck.modeling_comneck import ComNeckModel, ComNeckModelOutput, ComNeckVisionModel
     from .models.comneck.neck_comneck import TransformNeck
     from .models.comneck.processing_comneck import ComNeckProcessor
+    from .models.comneck.processing_comneck_next import ComNeckNextProcessor
     from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
     from .models.compressai.configuration_compressai import CompressaiConfig
     from .models.compressai.modeling_compressai import CompressaiModel
+    from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
+    from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
     from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -53,11 +56,16 @@ _MODULES = {
     "ComNeckImageProcessorPil": ".models.comneck.image_processing_pil_comneck",
     "ComNeckModel": ".models.comneck.modeling_comneck",
     "ComNeckModelOutput": ".models.comneck.modeling_comneck",
+    "ComNeckNextProcessor": ".models.comneck.processing_comneck_next",
     "ComNeckProcessor": ".models.comneck.processing_comneck",
     "ComNeckVisionConfig": ".models.comneck.configuration_comneck",
     "ComNeckVisionModel": ".models.comneck.modeling_comneck",
     "CompressaiConfig": ".models.compressai.configuration_compressai",
     "CompressaiModel": ".models.compressai.modeling_compressai",
+    "CotamConfig": ".models.cotam.configuration_cotam",
+    "CotamModel": ".models.cotam.modeling_cotam",
+    "CotamVisionConfig": ".models.cotam.configuration_cotam",
+    "CotamVisionModel": ".models.cotam.modeling_cotam",
     "ElicConfig": ".models.elic.configuration_elic",
     "ElicModel": ".models.elic.modeling_elic",
     "ImageFeatures": ".integrations.llava",
@@ -125,11 +133,16 @@ __all__ = [
     "ComNeckImageProcessorPil",
     "ComNeckModel",
     "ComNeckModelOutput",
+    "ComNeckNextProcessor",
     "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",
     "CompressaiConfig",
     "CompressaiModel",
+    "CotamConfig",
+    "CotamModel",
+    "CotamVisionConfig",
+    "CotamVisionModel",
     "ElicConfig",
     "ElicModel",
     "ImageFeatures",

@@ -20,9 +20,12 @@ from .models.comneck.image_processing_comneck import ComNeckImageProcessor
 from .models.comneck.image_processing_pil_comneck import ComNeckImageProcessorPil
 from .models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
 from .models.comneck.processing_comneck import ComNeckProcessor
+from .models.comneck.processing_comneck_next import ComNeckNextProcessor
 from .models.comneck.zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
 from .models.compressai.configuration_compressai import CompressaiConfig
 from .models.compressai.modeling_compressai import CompressaiModel
+from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
+from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
 from .models.elic.configuration_elic import ElicConfig
 from .models.elic.modeling_elic import ElicModel
 from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -44,6 +47,8 @@ MODELS = {
     ComNeckVisionConfig: ComNeckVisionModel,
     ComNeckConfig: ComNeckModel,
     ComNeckForZeroShotConfig: ComNeckForZeroShotImageClassification,
+    CotamVisionConfig: CotamVisionModel,
+    CotamConfig: CotamModel,
 }
 LLAVOLTA_MODELS = {
     LlavoltaConfig: (LlavoltaModel, LlavoltaForConditionalGeneration),
@@ -52,6 +57,7 @@ LLAVOLTA_MODELS = {
 # Our class, and the class or model type of transformers whose weights it takes.
 CONVERSIONS = {
     ComNeckVisionModel.__name__: "CLIPVisionModel",
+    CotamVisionModel.__name__: "CLIPVisionModel",
     LlavoltaModel.__name__: "LlavaModel",
     LlavoltaForConditionalGeneration.__name__: "llava",
     LlavoltaNextModel.__name__: "LlavaNextModel",
@@ -75,8 +81,9 @@ def register() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, base_class, exist_ok=True)
         AutoModelForImageTextToText.register(config_class, model_class, exist_ok=True)
-        # By this the class is found by its name, in folders of native LLaVA models too.
-        AutoProcessor.register(config_class, ComNeckProcessor, exist_ok=True)
+    # By this the classes are found by their names, in folders of native LLaVA models too.
+    AutoProcessor.register(LlavoltaConfig, ComNeckProcessor, exist_ok=True)
+    AutoProcessor.register(LlavoltaNextConfig, ComNeckNextProcessor, exist_ok=True)
     for name, original in CONVERSIONS.items():
         _register_conversions(name, original)
     for model_class in (LlavoltaTextModel, *(model for models in LLAVOLTA_MODELS.values() for model in models)):

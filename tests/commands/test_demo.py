@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_inputs import only_error_line, photograph
 from PIL import Image
 from skimage import data
 from transformers import logging
@@ -57,3 +58,23 @@ def test_the_packaged_codec_beats_jpeg_on_the_photograph(packaged):
 def test_encode_and_classify_agree_with_the_packaged_demo(packaged):
     assert packaged["encode"][0]["bytes"] == packaged["demo"]["bytes"]
     assert packaged["classify"][0]["labels"][:3] == packaged["demo"]["labels"]["latents"]
+
+
+def test_demo_shows_and_draws_one_picture(comneck, tmp_path):
+    path = photograph(tmp_path / "photo.png")
+    result = comneck("demo", path)
+    for word in ("photo.png, 64x64", "JPEG, equal PSNR", "JPEG, equal bytes", "bytes to latents", "from the latents"):
+        assert word in result.stdout
+    assert Image.open(tmp_path / "comneck_demo.png").size[0] > 800
+
+
+def test_demo_numbers_agree_with_encode_and_classify(comneck, tmp_path):
+    path = photograph(tmp_path / "photo.png")
+    facts = json.loads(comneck("demo", path, "--json", "-o", "figure.png").stdout)
+    coded = json.loads(comneck("encode", path, "--json").stdout)[0]
+    (labeled,) = json.loads(comneck("classify", "photo.cnk", "--top", 3, "--json").stdout)
+    assert (facts["bytes"], facts["bpp"]) == (coded["bytes"], coded["bpp"])
+    assert facts["labels"]["latents"] == labeled["labels"]
+    assert facts["jpeg_at_equal_psnr"]["psnr"] >= facts["psnr"]
+    assert len(facts["seconds"]) == 5 and min(facts["seconds"].values()) >= 0
+    assert "--force" in only_error_line(comneck("demo", path, "-o", "figure.png", code=1))

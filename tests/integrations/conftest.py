@@ -18,6 +18,8 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -25,7 +27,22 @@ from transformers import (
 from comneck_hf import pretrained
 
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "what", "is", "this", "?", "a", "cat"]
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<image>",
+    "USER:",
+    "ASSISTANT:",
+    "what",
+    "is",
+    "this",
+    "?",
+    "a",
+    "cat",
+    "<video>",
+]
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
@@ -85,7 +102,7 @@ def text_config():
 
 @pytest.fixture
 def llava(clip):
-    """Builds the models that have one picture, one tile or five layers per picture."""
+    """Builds the models that have one picture, tiles, three layers per picture, or frames too."""
 
     def make(kind="llava", **options):
         torch.manual_seed(0)
@@ -97,6 +114,11 @@ def llava(clip):
                 {"image_grid_pinpoints": [[112, 224], [224, 112]]},
             ),
             "vip": (VipLlavaConfig, VipLlavaForConditionalGeneration, {"vision_feature_layers": [-2, -3, 3]}),
+            "video": (
+                VideoLlavaConfig,
+                VideoLlavaForConditionalGeneration,
+                {"image_seq_length": 64, "video_token_index": WORDS.index("<video>"), "video_seq_length": 2 * 65},
+            ),
         }[kind]
         config = config_class(
             vision_config=clip.config.vision_config,
@@ -105,7 +127,9 @@ def llava(clip):
             **{**more, **options},
         )
         model = model_class(config).eval()
-        model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+        towers = ("image_tower", "video_tower") if kind == "video" else ("vision_tower",)
+        for tower in towers:
+            model.model.get_submodule(tower).load_state_dict(clip.vision_model.state_dict())
         return model
 
     return make

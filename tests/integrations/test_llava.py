@@ -12,8 +12,6 @@ from transformers import (
     AutoProcessor,
     CLIPVisionModel,
     LlavaForConditionalGeneration,
-    VideoLlavaConfig,
-    VideoLlavaForConditionalGeneration,
     pipeline,
 )
 
@@ -192,27 +190,6 @@ def test_vip_llava_reads_several_layers_of_the_tower(llava, comneck):
     joined = torch.cat([states[layer][:, 1:] for layer in (-2, -3, 3)], dim=-1)
     outputs = model(input_ids=input_ids, pixel_values=latents)
     assert torch.equal(outputs.image_hidden_states, model.model.multi_modal_projector(joined))
-
-
-@torch.no_grad()
-def test_video_llava_builds_its_towers_from_our_configuration(llava, comneck):
-    """Pictures and frames as latents, through towers that transformers builds by `AutoModel.from_config`."""
-    sizes = llava().config.text_config
-    config = VideoLlavaConfig(
-        vision_config=comneck.config, text_config=sizes, image_token_index=4, video_token_index=5, video_seq_length=130
-    )
-    model = VideoLlavaForConditionalGeneration(config).eval()
-    for tower in (model.model.image_tower, model.model.video_tower):
-        assert type(tower) is ComNeckModel
-        tower.load_state_dict(comneck.state_dict())
-    frames = torch.randn(1, 2, comneck.config.vision_config.latent_channels, 8, 8).round()
-    states = comneck(latents=frames[0], output_hidden_states=True).hidden_states[-2]
-    images = model.model.get_image_features(frames[0], return_dict=True).pooler_output
-    assert torch.equal(torch.stack(list(images)), model.model.multi_modal_projector(states[:, 1:]))
-    videos = model.model.get_video_features(frames, return_dict=True).pooler_output
-    assert torch.equal(torch.cat(list(videos)).flatten(0, -2), model.model.multi_modal_projector(states).flatten(0, 1))
-    input_ids = torch.tensor([[1, *[5] * 130, 7]])
-    assert torch.isfinite(model(input_ids=input_ids, pixel_values_videos=frames).logits).all()
 
 
 def test_the_quickstart_of_transformers_runs_with_another_path(llava, processor, comneck, photos, tmp_path):

@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 
 from comneck_hf.training.arguments import parse_arguments
 
@@ -21,6 +23,7 @@ ARGUMENTS = {
     "train_clip": "ClipArguments",
     "train_codec": "CodecArguments",
     "train_comneck": "ComNeckArguments",
+    "train_cotam": "CotamArguments",
     "train_llava": "LlavaArguments",
     "train_llavolta": "LlavoltaArguments",
     "evaluate_pooling": "Arguments",
@@ -44,11 +47,21 @@ def run_script(name: str, *words: object) -> None:
     """Runs a script in this process, as if it were the first."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate shards over accelerators only; torch does so over CPUs, too.
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     script = load_script(name)
     script.main(parse_arguments(getattr(script, ARGUMENTS[name]), [str(word) for word in words]))
 
 
-def launch(name: str, *words: object, processes: int, kill_at: Path | None = None) -> None:
+def launch(
+    name: str,
+    *words: object,
+    processes: int,
+    kill_at: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Runs a script in several processes.
 
     Args:
@@ -56,6 +69,7 @@ def launch(name: str, *words: object, processes: int, kill_at: Path | None = Non
         words: Its command line.
         processes: How many.
         kill_at: A path; as soon as it exists, all processes get SIGKILL.
+        environment: Variables, such as those that `accelerate launch` sets.
 
     Raises:
         RuntimeError: If a process fails, or ends before it was to be killed.
@@ -64,7 +78,9 @@ def launch(name: str, *words: object, processes: int, kill_at: Path | None = Non
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     workers = [
-        _CONTEXT.Process(target=_work, args=(name, [str(word) for word in words], rank, processes, port))
+        _CONTEXT.Process(
+            target=_work, args=(name, [str(word) for word in words], rank, processes, port, dict(environment))
+        )
         for rank in range(processes)
     ]
     for worker in workers:
@@ -81,8 +97,9 @@ def launch(name: str, *words: object, processes: int, kill_at: Path | None = Non
         raise RuntimeError(f"{name} ended with the exit codes {codes}.")
 
 
-def _work(name: str, words: list[str], rank: int, processes: int, port: int) -> None:
+def _work(name: str, words: list[str], rank: int, processes: int, port: int, environment: dict[str, str]) -> None:
     os.environ.update(
+        environment,
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(processes),

@@ -6,24 +6,34 @@
     4       4      fingerprint of the coding tables and integer networks, little endian
     8       1-4    height of the original picture in pixels, LEB128
     ..      1-4    width, LEB128
+    ..      2      version 2: gain in 1/64 octaves, signed, little endian
+    ..      1      version 2: step of the gain map in the upper 4 bits, (levels - 1) / 2 in the lower; 0: no map
+    ..      1-4    with a map: its rows, LEB128
+    ..      1-4    with a map: its columns, LEB128
+    ..      ..     with a map: its levels, row by row, as digits of one number to the base `levels`, little endian
     ..      ..     entropy-coded payload (carries its own 16-bit check of the decoded symbols)
     -4      4      CRC-32 of all bytes before it, little endian
 
-16 bytes around the payload of a 256x256 picture. This module needs the standard library only.
+16 bytes around the payload of a 256x256 picture; a gain adds 3, a map of 8x8 cells with three levels 15 more (13 of
+them the cells). Version 2 is written where there is a gain or a map, else version 1. This module needs the standard
+library only.
 """
 
 import zlib
 from dataclasses import dataclass
 
+from .gain_map import MAX_GAIN, MAX_MAP_CELLS, MIN_GAIN, GainMap
+
 
 __all__ = ["BITSTREAM_VERSION", "DEFAULT_MAX_PIXELS", "MAGIC", "Bitstream", "BitstreamError"]
 
 MAGIC = b"CNK"
-BITSTREAM_VERSION = 1  # bump on any change that alters bytes or decoded symbols; keep readers for older versions
+BITSTREAM_VERSION = 2  # bump on any change that alters bytes or decoded symbols; keep readers for older versions
 DEFAULT_MAX_PIXELS = 2**26
 
 _FIXED_HEADER = 8  # magic, version, fingerprint
 _CHECKSUM = 4
+_PLAIN_VERSION = 1  # no gain, no map
 _MAX_VARINT = 4
 _MAX_SIDE = 2 ** (7 * _MAX_VARINT) - 1
 
@@ -41,6 +51,8 @@ class Bitstream:
         height: Height of the original picture in pixels, before padding, `1 <= height < 2**28`.
         width: Width, same range.
         payload: Entropy-coded symbols.
+        gain: Of the quantizer, in 1/64 octaves; 0 as the codec was trained.
+        gain_map: Gains of regions, added to `gain`.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -50,6 +62,8 @@ class Bitstream:
     height: int
     width: int
     payload: bytes
+    gain: int = 0
+    gain_map: GainMap | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.fingerprint < 2**32:
@@ -57,11 +71,21 @@ class Bitstream:
         for name, side in (("height", self.height), ("width", self.width)):
             if not 1 <= side <= _MAX_SIDE:
                 raise ValueError(f"`{name}` must be in [1, {_MAX_SIDE}], got {side}.")
+        if not MIN_GAIN <= self.gain <= MAX_GAIN:
+            raise ValueError(f"`gain` must be in [{MIN_GAIN}, {MAX_GAIN}], got {self.gain}.")
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the container that holds this picture."""
+        return BITSTREAM_VERSION if self.gain or self.gain_map is not None else _PLAIN_VERSION
 
     def pack(self) -> bytes:
         """Returns the container as bytes; `parse` is its inverse."""
-        header = MAGIC + bytes([BITSTREAM_VERSION]) + self.fingerprint.to_bytes(4, "little")
-        body = header + _varint(self.height) + _varint(self.width) + self.payload
+        header = MAGIC + bytes([self.version]) + self.fingerprint.to_bytes(4, "little")
+        header += _varint(self.height) + _varint(self.width)
+        if self.version > _PLAIN_VERSION:
+            header += self.gain.to_bytes(2, "little", signed=True) + _pack_map(self.gain_map)
+        body = header + self.payload
         return body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
 
     @classmethod
@@ -90,7 +114,10 @@ class Bitstream:
                 f"The bitstream announces {height}x{width} pixels, more than the limit of {max_pixels}. "
                 "Raise `max_pixels` if you trust its source."
             )
-        return cls(fingerprint=fingerprint, height=height, width=width, payload=body[position:])
+        gain, gain_map = 0, None
+        if body[3] > _PLAIN_VERSION:
+            gain, gain_map, position = _read_gains(body, position)
+        return cls(fingerprint, height, width, body[position:], gain, gain_map)
 
     def check_fingerprint(self, expected: int) -> None:
         """Raises `BitstreamError` unless the bitstream was written by the model with this fingerprint."""
@@ -113,7 +140,7 @@ def _checked_bytes(data: bytes) -> bytes:
             f"Not a comneck_hf bitstream: it starts with {data[:3]!r}, expected {MAGIC!r}. "
             "Pass bytes made by `compress` or the content of a .cnk file."
         )
-    if len(data) > 3 and data[3] != BITSTREAM_VERSION:
+    if len(data) > 3 and not _PLAIN_VERSION <= data[3] <= BITSTREAM_VERSION:
         version = data[3]
         if version > BITSTREAM_VERSION:
             raise BitstreamError(
@@ -149,3 +176,54 @@ def _read_varint(data: bytes, position: int, *, name: str) -> tuple[int, int]:
                 )
             return value, position + length
     raise BitstreamError(f"The {name} in the bitstream's header is cut off or longer than {_MAX_VARINT} bytes.")
+
+
+def _pack_map(gain_map: GainMap | None) -> bytes:
+    if gain_map is None:
+        return b"\0"
+    number = 0
+    for row in reversed(gain_map.gain_index):
+        for level in reversed(row):
+            number = number * gain_map.levels + level + gain_map.levels // 2
+    size = _cells_size(gain_map.rows * gain_map.columns, gain_map.levels)
+    head = bytes([gain_map.step << 4 | gain_map.levels // 2]) + _varint(gain_map.rows) + _varint(gain_map.columns)
+    return head + number.to_bytes(size, "little")
+
+
+def _cells_size(cells: int, levels: int) -> int:
+    """Bytes that hold every number below `levels ** cells`."""
+    return ((levels**cells - 1).bit_length() + 7) // 8
+
+
+def _read_gains(data: bytes, position: int) -> tuple[int, GainMap | None, int]:
+    """Gain and map of version 2, and the position after them."""
+    if len(data) < position + 3:
+        raise BitstreamError("The gain in the bitstream's header is cut off. Encode the picture again.")
+    gain = int.from_bytes(data[position : position + 2], "little", signed=True)
+    if not MIN_GAIN <= gain <= MAX_GAIN:
+        raise BitstreamError(f"The gain in the bitstream's header is {gain}, beyond [{MIN_GAIN}, {MAX_GAIN}].")
+    kind, position = data[position + 2], position + 3
+    if kind == 0:
+        if gain == 0:
+            raise BitstreamError("A bitstream of version 2 has neither gain nor map: it is not in its shortest form.")
+        return gain, None, position
+    step, levels = kind >> 4, 2 * (kind & 15) + 1
+    rows, position = _read_varint(data, position, name="gain map's height")
+    columns, position = _read_varint(data, position, name="gain map's width")
+    if step == 0 or levels < 3 or rows * columns > MAX_MAP_CELLS:
+        raise BitstreamError(
+            f"The gain map in the bitstream's header has {rows}x{columns} cells, {levels} levels and step {step}: no "
+            "encoder writes that. Encode the picture again."
+        )
+    size = _cells_size(rows * columns, levels)
+    if len(data) < position + size:
+        raise BitstreamError("The gain map in the bitstream's header is cut off. Encode the picture again.")
+    number = int.from_bytes(data[position : position + size], "little")
+    cells = []
+    for _ in range(rows * columns):
+        number, digit = divmod(number, levels)
+        cells.append(digit - levels // 2)
+    if number:
+        raise BitstreamError("The gain map in the bitstream's header is damaged: its cells overflow.")
+    index = tuple(tuple(cells[row * columns : (row + 1) * columns]) for row in range(rows))
+    return gain, GainMap(index, step=step, levels=levels), position + size

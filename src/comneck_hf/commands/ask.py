@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from .. import ComNeckConfig, ComNeckProcessor, attach_vision_tower
+from .. import ComNeckProcessor, attach_vision_tower
 from ..evaluation.answers import Question, generate_answers
 from ..integrations.llava import image_features
+from ..models.codec_vision_config import CodecVisionConfig
 from .loading import load_model, resolve_model
 from .streams import FileResult
 
@@ -33,7 +34,7 @@ def load_llava(
     path = resolve_model(name)
     llava = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(path)
-    if not isinstance(llava.config.vision_config, ComNeckConfig):
+    if not isinstance(llava.config.vision_config, CodecVisionConfig):
         attach_vision_tower(llava, load_model(tower or DEFAULT_TOWER, device=device, dtype=dtype))
     elif tower is not None:
         raise ValueError(

@@ -19,13 +19,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .. import ComNeckConfig, __version__
+from .. import __version__
 from ..evaluation.answers import Question, spread
 from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, PostProcessing, Reconstruction
 from ..evaluation.few_shot import FewShot, draw_episodes
 from ..evaluation.file_formats import FILE_FORMATS, find_format
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
+from ..models.codec_vision_config import CodecVisionConfig
 from ..models.unet import PostProcessingUNet
 from ..training.conversations import NAMING_QUESTIONS, load_questions
 from ..training.data import ImagePack, load_sample
@@ -125,21 +126,18 @@ class Parts:
         return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None)
 
     def _decodes(self, name: str) -> bool:
-        config = self._config(name)
-        return config.scenario != "d3" and config.codec_config.build_synthesis
+        return self._config(name).shows_pictures
 
-    def _config(self, name: str) -> ComNeckConfig:
+    def _config(self, name: str) -> CodecVisionConfig:
         config = load_model_config(_split_name(name)[1])
         if config.codec_config is None:
-            raise ValueError(
-                f"{name!r} was saved without its codec and codes no pictures. Give a whole ComNeck model."
-            )
+            raise ValueError(f"{name!r} was saved without its codec and codes no pictures. Give a whole model.")
         return config
 
     def _reconstruction(self, name: str) -> Reconstruction:
         curve, folder = _split_name(name)
         config = self._config(name)
-        owner = curve or ("" if config.scenario == "d1" else config.scenario)
+        owner = curve or ("" if config.curve == "d1" else config.curve)
         codec = load_codec(folder, device=self.device, dtype=self.dtype)
         quality = f"q{config.quality}" if config.quality else ""
         return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality)

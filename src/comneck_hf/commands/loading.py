@@ -14,9 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .. import (
-    ComNeckConfig,
     ComNeckImageProcessorPil,
-    ComNeckModel,
     CompressaiConfig,
     CompressaiModel,
     ElicConfig,
@@ -24,6 +22,8 @@ from .. import (
     pretrained,
 )
 from ..hub.publish import network_errors
+from ..models.codec_vision import CodecVisionModel
+from ..models.codec_vision_config import CodecVisionConfig
 
 
 __all__ = [
@@ -85,33 +85,37 @@ def load_codec(
         OSError: If there is no model.
     """
     path, config = _load_config(name)
-    if isinstance(config, ComNeckConfig):
+    if isinstance(config, CodecVisionConfig):
         config = config.codec_config
     if not isinstance(config, ElicConfig | CompressaiConfig):
         raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
     return _load_weights(path, config, dtype).to(device)
 
 
-def load_model(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ComNeckModel:
+def load_model(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> CodecVisionModel:
     """A complete model; `name` as in `resolve_model`.
 
     Raises:
-        ValueError: If it is no ComNeck model.
+        ValueError: If it is no ComNeck or CoTAM.
         OSError: If there is no model.
     """
     return _load_weights(resolve_model(name), load_model_config(name), dtype).to(device)
 
 
-def load_model_config(name: str) -> ComNeckConfig:
+def load_model_config(name: str) -> CodecVisionConfig:
     """The configuration of a complete model; `name` as in `resolve_model`.
 
     Raises:
-        ValueError: If it is no ComNeck model.
+        ValueError: If it is no ComNeck or CoTAM.
         OSError: If there is no model.
     """
     _, config = _load_config(name)
-    if not isinstance(config, ComNeckConfig):
-        raise ValueError(f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck model.")
+    if not isinstance(config, CodecVisionConfig):
+        raise ValueError(
+            f"{name!r} is a {config.model_type!r} model, which makes no features. Give a ComNeck or CoTAM."
+        )
     return config
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .. import Bitstream, ElicModel, __version__
+from ..coding.gain_map import GAINS_PER_OCTAVE
 from ..evaluation.metrics import bits_per_pixel
 
 
@@ -43,6 +44,7 @@ def bitstream_facts(data: bytes, *, codec: PreTrainedModel | None = None) -> dic
         "bpp": bits_per_pixel(len(data), height=height, width=width),
         "fingerprint": f"{container.fingerprint:08x}",
         "integrity": "checksum",
+        **_gain_facts(container),
     }
     if codec is None:
         return facts
@@ -50,6 +52,15 @@ def bitstream_facts(data: bytes, *, codec: PreTrainedModel | None = None) -> dic
     facts["model_matches"] = container.fingerprint == codec.fingerprint
     if facts["model_matches"]:
         facts |= _decoded_facts(data, codec)
+    return facts
+
+
+def _gain_facts(container: Bitstream) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if container.gain:
+        facts["gain"] = container.gain / GAINS_PER_OCTAVE
+    if container.gain_map is not None:
+        facts["gain_map"] = {"step": container.gain_map.step / 4, "levels": container.gain_map.gain_index}
     return facts
 
 
@@ -96,6 +107,12 @@ def bitstream_text(facts: Mapping[str, Any], *, name: str, model: str) -> str:
         f"  fingerprint  {facts['fingerprint']}",
         f"  integrity    {facts['integrity']}",
     ]
+    if "gain" in facts:
+        lines.append(f"  gain         {facts['gain']:+.2f} octaves")
+    if "gain_map" in facts:
+        rows, step = facts["gain_map"]["levels"], facts["gain_map"]["step"]
+        lines.append(f"  gain map     {len(rows)}x{len(rows[0])} cells, {step:g} octaves a level")
+        lines += ["    " + "".join(_level_sign(level) for level in row) for row in rows]
     if "model_matches" in facts:
         verdict = "wrote it" if facts["model_matches"] else f"has {facts['model_fingerprint']} and cannot decode it"
         lines.append(f"  model        {model} {verdict}")
@@ -110,6 +127,13 @@ def bitstream_text(facts: Mapping[str, Any], *, name: str, model: str) -> str:
             estimate = f"{part['estimated_bits']:.1f}" if part["symbols"] else ""
             lines.append(f"  {part['name']:<12}{part['symbols']:>9}{part['bits']:>11.1f}{estimate:>11}{share:>9.1%}")
     return "\n".join(lines)
+
+
+def _level_sign(level: int) -> str:
+    """One character for a level of a gain map: 0 is a dot, negative levels are letters."""
+    if level == 0:
+        return "."
+    return f"{level:x}" if level > 0 else chr(ord("a") + 15 + -level)
 
 
 def environment_facts() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import PIL
 import torch
 from torch import nn
 
-from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.codec_vision import CodecVisionModel
 from ..models.image_codec import ImageCodec, pad_to_multiple
 from ..models.unet import PostProcessingUNet
 from ..training.content import model_parts
@@ -61,7 +61,7 @@ class Baseline(ABC):
 
     name: str
     quality: str = ""
-    comneck: ComNeckModel | None = None
+    comneck: CodecVisionModel | None = None
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """What decides on results, besides the pictures."""
@@ -189,16 +189,16 @@ class PostProcessing(Reconstruction):
 
 
 class Latents(Baseline):
-    """ComNeck: latents into the neck, no picture decoded.
+    """ComNeck or CoTAM: latents into the tower.
 
     Args:
-        model: Codec, neck and tower.
-        name, quality: As in [`Baseline`]; by default the model's scenario and quality.
+        model: Codec and tower.
+        name, quality: As in [`Baseline`]; by default of the model's configuration.
     """
 
-    def __init__(self, model: ComNeckModel, *, name: str | None = None, quality: str | None = None) -> None:
+    def __init__(self, model: CodecVisionModel, *, name: str | None = None, quality: str | None = None) -> None:
         self.comneck = model
-        self.name = name or model.config.scenario or "comneck"
+        self.name = name or model.config.curve
         self.quality = quality or (f"q{model.config.quality}" if model.config.quality else "")
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
@@ -217,7 +217,7 @@ class Latents(Baseline):
 
     def look(self, received: Received, size: tuple[int, int]) -> torch.Tensor | None:
         """The decoded pictures of codecs that were trained for people too."""
-        if self.comneck.config.scenario == "d3" or not self.comneck.config.codec_config.build_synthesis:
+        if not self.comneck.config.shows_pictures:
             return None
         return (self.comneck.codec.decode(received.latents, size=size).float() * 255).round() / 255
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..coding.bitstream import BitstreamError
+from ..coding.gain_map import GainMap
 from .mutations import drawn_mutation, mutated
 
 
@@ -279,6 +280,8 @@ def tiny_codec_target() -> tuple[Target, list[bytes]]:
         for size in ((64, 64), (1, 1), (40, 100), (128, 128), (200, 70), (256, 256)):
             smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8), size, mode="bicubic")
             # Values far beyond a picture's make large symbols and escapes.
-            corpus += model.compress(torch.stack([smooth[0], 1000 * torch.randn(3, *size)]))
+            pictures = torch.stack([smooth[0], 1000 * torch.randn(3, *size)])
+            corpus += model.compress(pictures)
+            corpus += model.compress(pictures, gain=[-0.75, 2.5], gain_maps=[GainMap(((-1, 0), (1, 1))), None])
     model.decompress(corpus[:1])  # compiles what is not compiled yet, before any case is timed
     return lambda data: model.decompress([data]), corpus

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..coding.bitstream import BITSTREAM_VERSION, MAGIC, Bitstream
+from ..coding.gain_map import MAX_GAIN, MIN_GAIN, GainMap
 
 
 __all__ = ["MUTATIONS", "drawn_mutation", "mutated"]
@@ -61,7 +62,7 @@ def _noise(source: random.Random, corpus: Sequence[bytes]) -> bytes:
 
 
 def _noise_behind_magic(source: random.Random, corpus: Sequence[bytes]) -> bytes:
-    return MAGIC + bytes([BITSTREAM_VERSION]) + source.randbytes(source.randrange(300))
+    return MAGIC + bytes([source.randint(1, BITSTREAM_VERSION)]) + source.randbytes(source.randrange(300))
 
 
 def _header(source: random.Random, corpus: Sequence[bytes]) -> bytes:
@@ -117,6 +118,25 @@ def _payload_noise(source: random.Random, bitstream: Bitstream, payloads: list[b
     return {"payload": source.choice([noise, noise, bytes(len(noise)), b"\xff" * len(noise)])}
 
 
+def _gains(source: random.Random, bitstream: Bitstream, payloads: list[bytes]) -> dict[str, Any]:
+    """Any gain, and any map or none."""
+    gain = source.choice([MIN_GAIN, MAX_GAIN, 0, source.randint(MIN_GAIN, MAX_GAIN)])
+    levels, rows, columns = source.choice([3, 5, 31]), source.randint(1, 12), source.randint(1, 12)
+    half = levels // 2
+    index = tuple(tuple(source.randint(-half, half) for _ in range(columns)) for _ in range(rows))
+    gain_map = source.choice([None, GainMap(index, step=source.randint(1, 15), levels=levels)])
+    return {"gain": gain, "gain_map": gain_map}
+
+
+def _map_bytes(source: random.Random, corpus: Sequence[bytes]) -> bytes:
+    """Any byte of the part of the header that version 2 has, behind a checksum that fits."""
+    newest = [data for data in corpus if data[3] == BITSTREAM_VERSION]
+    data = bytearray(source.choice(newest or corpus)[:-4])
+    for _ in range(source.randint(1, 3)):
+        data[source.randrange(10, 32)] = source.choice([0, 1, 127, 128, 255, source.randrange(256)])
+    return _with_checksum(bytes(data[: source.choice([len(data), source.randrange(10, 32)])]))
+
+
 MUTATIONS: dict[str, tuple[int, Callable[[random.Random, Sequence[bytes]], bytes]]] = {
     "one bit flipped": (10, _one_bit),
     "truncated": (10, _truncated),
@@ -128,6 +148,8 @@ MUTATIONS: dict[str, tuple[int, Callable[[random.Random, Sequence[bytes]], bytes
     "sizes, checksum repaired": (6, _repaired(_any_size)),
     "small sizes, checksum repaired": (2, _repaired(_small_size)),
     "fingerprint, checksum repaired": (4, _repaired(_other_fingerprint)),
+    "gains, checksum repaired": (4, _repaired(_gains)),
+    "gain map bytes, checksum repaired": (4, _map_bytes),
     "payload bit flipped, checksum repaired": (3, _repaired(_payload_bit)),
     "payload edited, checksum repaired": (4, _repaired(_payload_edited)),
     "payload spliced, checksum repaired": (3, _repaired(_payload_spliced)),

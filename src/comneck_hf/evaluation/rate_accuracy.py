@@ -1,4 +1,6 @@
-"""Rate, distortion and zero-shot accuracy of a ComNeck model, from real bytes."""
+"""Rate, distortion and zero-shot accuracy of a ComNeck or CoTAM, from real bytes."""
+
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -6,30 +8,32 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel
 
 from ..models.clip_inputs import clip_inputs
-from ..models.comneck.modeling_comneck import ComNeckModel
+from ..models.codec_vision import CodecVisionModel
 from ..models.elic.modeling_elic import ElicModel
 from .metrics import bits_per_pixel
 
 
 @torch.no_grad()
 def measure_accuracy(
-    model: ComNeckModel,
+    model: CodecVisionModel,
     clip: CLIPModel,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
     zero_shot_weights: torch.Tensor,
     batch_size: int = 64,
+    **coding: Any,
 ) -> dict[str, float]:
     """Zero-shot accuracy from the originals, from the decoded pictures, and from the latents of the same bytes.
 
     Args:
-        model: Codec, neck and tower.
+        model: Codec and tower.
         clip: The CLIP the tower comes from; it sees the originals and the decoded pictures.
         images: uint8 `(n, 3, height, width)`, at the codec's input size.
         labels: Classes, `(n,)`.
         zero_shot_weights: Unit-norm text embeddings, `(classes, projection_dim)`.
         batch_size: Pictures per batch.
+        coding: Options of the model's `compress`, such as `gain`.
 
     Returns:
         Top-1 and top-5 accuracy in percent for each of the three, mean bytes per picture and bpp.
@@ -40,7 +44,7 @@ def measure_accuracy(
     for first in tqdm(range(0, len(images), batch_size), desc="accuracy"):
         pixel_values = images[first : first + batch_size].float().to(model.device) / 255
         expected = labels[first : first + batch_size, None].to(model.device)
-        bitstreams = model.compress(pixel_values)
+        bitstreams = model.compress(pixel_values, **coding)
         num_bytes += sum(len(bitstream) for bitstream in bitstreams)
         latents = model.decompress(bitstreams)
         decoded = (model.reconstruct(latents) * 255).round() / 255
@@ -62,15 +66,16 @@ def measure_accuracy(
 
 @torch.no_grad()
 def measure_distance(
-    model: ComNeckModel, clip: CLIPModel, images: torch.Tensor, *, batch_size: int = 64
+    model: CodecVisionModel, clip: CLIPModel, images: torch.Tensor, *, batch_size: int = 64, **coding: Any
 ) -> dict[str, float]:
     """How far embeddings from the latents are from CLIP's of the originals, for pictures without classes.
 
     Args:
-        model: Codec, neck and tower.
+        model: Codec and tower.
         clip: The CLIP the tower comes from.
         images: uint8 `(n, 3, height, width)`, at the codec's input size.
         batch_size: Pictures per batch.
+        coding: As in `measure_accuracy`.
 
     Returns:
         Mean squared `distance` of the embeddings, their mean `cosine`, mean bytes per picture and bpp.
@@ -79,7 +84,7 @@ def measure_distance(
     distances, cosines = [], []
     for batch in tqdm(images.split(batch_size), desc="distance"):
         pixel_values = batch.float().to(model.device) / 255
-        bitstreams = model.compress(pixel_values)
+        bitstreams = model.compress(pixel_values, **coding)
         num_bytes += sum(map(len, bitstreams))
         student = model(latents=model.decompress(bitstreams)).image_embeds
         teacher = clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output
@@ -88,6 +93,27 @@ def measure_distance(
     bpp = bits_per_pixel(num_bytes, height=images.shape[-2], width=images.shape[-1]) / len(images)
     means = {"distance": torch.cat(distances).mean().item(), "cosine": torch.cat(cosines).mean().item()}
     return {"pictures": len(images), "bytes_per_picture": num_bytes / len(images), "bpp": bpp, **means}
+
+
+def validation_score(
+    model: CodecVisionModel,
+    clip: CLIPModel,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    *,
+    zero_shot_weights: torch.Tensor | None,
+    **coding: Any,
+) -> dict[str, float]:
+    """`measure_accuracy`, or `measure_distance` where there are no classes, with a `score` that is to be large.
+
+    Args:
+        model, clip, images, labels, zero_shot_weights, coding: As in `measure_accuracy`.
+    """
+    if labels is None:
+        distance = measure_distance(model, clip, images, **coding)
+        return {"score": -distance["distance"], **distance}
+    accuracy = measure_accuracy(model, clip, images, labels, zero_shot_weights=zero_shot_weights, **coding)
+    return {"score": accuracy["latents_top1"], **accuracy}
 
 
 @torch.no_grad()
@@ -119,4 +145,4 @@ def measure_codec(codec: ElicModel, pictures: torch.Tensor, *, batch_size: int =
     }
 
 
-__all__ = ["measure_accuracy", "measure_codec", "measure_distance"]
+__all__ = ["measure_accuracy", "measure_codec", "measure_distance", "validation_score"]

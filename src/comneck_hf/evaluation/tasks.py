@@ -12,7 +12,7 @@ from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 
 from ..integrations.llava import attach_vision_tower, image_features
 from ..models.clip_inputs import clip_inputs
-from ..models.comneck.configuration_comneck import ComNeckConfig
+from ..models.codec_vision_config import CodecVisionConfig
 from ..training.content import model_parts
 from .answers import Question, generate_answers
 from .baselines import Baseline, Received
@@ -115,7 +115,7 @@ class LlavaTask(Task):
     """
 
     def __init__(self, llava: PreTrainedModel, processor: ProcessorMixin) -> None:
-        if isinstance(llava.config.vision_config, ComNeckConfig):
+        if isinstance(llava.config.vision_config, CodecVisionConfig):
             raise ValueError("This LLaVA has a ComNeck tower. Give the one with a CLIP that it was made from.")
         self.llava, self.processor = llava, processor
         self._attached: tuple[Baseline, PreTrainedModel] | None = None

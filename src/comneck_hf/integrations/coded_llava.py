@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
+    AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
     BatchFeature,
@@ -16,10 +17,11 @@ from transformers import (
     ProcessorMixin,
 )
 
-from ..models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
+from ..models.codec_vision import CodecVisionModel
+from ..models.codec_vision_config import CodecVisionConfig, LatentVisionConfig
 from ..models.comneck.image_processing_comneck import ComNeckImageProcessor
-from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.comneck.processing_comneck import ComNeckProcessor, codec_from_pretrained
+from ..models.cotam.configuration_cotam import CotamConfig
 from .llava import attach_vision_tower
 
 
@@ -97,7 +99,7 @@ class CodedLlava:
 
         Args:
             pretrained: Folder or Hub id of a LLaVA that was trained on pixels, or has a ComNeck tower.
-            comneck: Folder or Hub id of the ComNeck that codes. A LLaVA with a ComNeck tower has one; `original`
+            comneck: Folder or Hub id of the ComNeck or CoTAM that codes. A LLaVA with such a tower has one; `original`
                 needs none and does not load it.
             source: One of `SOURCES`.
             device: Of the LLaVA and the codec.
@@ -111,20 +113,24 @@ class CodedLlava:
             raise ValueError(f"`source` must be one of {SOURCES}, got {source!r}.")
         llava = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype).to(device)
         processor = AutoProcessor.from_pretrained(pretrained)
-        has_comneck = isinstance(llava.config.vision_config, ComNeckConfig | ComNeckVisionConfig)
+        has_comneck = isinstance(llava.config.vision_config, CodecVisionConfig | LatentVisionConfig)
         _check_source(source, llava, pretrained, has_comneck=has_comneck, comneck=comneck)
         if source == "original":
             return cls(llava, processor, source=source)
         if comneck is None:
-            codec = codec_from_pretrained(pretrained, dtype=torch.float32)
+            if isinstance(llava.config.vision_config, CotamConfig):
+                codec = llava.base_model.vision_tower.coder  # with the guide, which is a part of the tower
+            else:
+                codec = codec_from_pretrained(pretrained, dtype=torch.float32)
             if not isinstance(processor, ComNeckProcessor):
                 processor = ComNeckProcessor.for_llava(llava, processor)
         else:
             model = _load_comneck(comneck)
-            codec = model.codec.eval()
+            codec = (model.codec if source == "reconstruction" else model.coder).eval()
             codec_processor = ComNeckImageProcessor.for_size(model.config.image_size)
             if source == "latents":
-                attach_vision_tower(llava, model.vision_model, force=force)
+                reads_pictures = model.config.vision_config.reads_pictures
+                attach_vision_tower(llava, model if reads_pictures else model.vision_model, force=force)
                 processor = ComNeckProcessor.for_llava(llava, processor)
         codec.to(device)
         if source == "latents":
@@ -248,8 +254,8 @@ def _check_source(
         )
 
 
-def _load_comneck(source: str | os.PathLike) -> ComNeckModel:
-    model = ComNeckModel.from_pretrained(source, dtype=torch.float32)
+def _load_comneck(source: str | os.PathLike) -> CodecVisionModel:
+    model = AutoModel.from_pretrained(source, dtype=torch.float32)
     if model.codec is None:
         raise ValueError(
             f"{source} holds no codec: it takes latents only. Give a ComNeck that was saved with its codec."

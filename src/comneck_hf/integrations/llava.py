@@ -6,80 +6,165 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, LlavaNextImageProcessor, LlavaNextProcessor, PreTrainedModel
+from transformers import (
+    AutoModel,
+    LlavaNextProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VideoLlavaConfig,
+    VideoLlavaModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..auto import forget_weight_conversions
-from ..models.comneck.configuration_comneck import ComNeckConfig
-from ..models.comneck.modeling_comneck import ComNeckModel, ComNeckVisionModel
+from ..models.codec_vision import CodecVisionModel, LatentVisionModel
+from ..models.codec_vision_config import CodecVisionConfig
+from ..models.comneck.processing_comneck_next import ComNeckNextProcessor
 
 
 MAX_DIFFERENCE = 0.004  # relative, in the Euclidean norm: rounding to bfloat16 alone makes 0.0017
+OWN_WEIGHTS = ("neck.", "adapter.")  # of our towers; the rest is CLIP's
+_LABELS = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "lmbda",
+    "quality",
+    "scenario",
+    "transformers_version",
+)
 _COMPARED = ("self_attn.q_proj.weight", "self_attn.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 
 
 def attach_vision_tower(
-    llava: PreTrainedModel, tower: str | os.PathLike | ComNeckModel | ComNeckVisionModel, *, force: bool = False
+    llava: PreTrainedModel,
+    tower: str | os.PathLike | CodecVisionModel | LatentVisionModel,
+    *,
+    video_tower: str | os.PathLike | CodecVisionModel | LatentVisionModel | None = None,
+    force: bool = False,
 ) -> PreTrainedModel:
-    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's; projector and language model stay as they are.
+    """Swaps the CLIP tower of a loaded LLaVA for ComNeck's or CoTAM's; projector and language model stay as they are.
 
-    The LLaVA's own CLIP layers are kept, codec and neck come from `tower`. Afterwards the model takes latents in
-    `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen tower stays
-    frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
+    The LLaVA's own CLIP layers are kept, codec and neck or adapter come from `tower`. Afterwards the model takes
+    latents in `pixel_values`, and pictures if the tower has a codec; it saves and loads like any LLaVA, and a frozen
+    tower stays frozen. Its processor is `ComNeckProcessor.for_llava(llava, old_processor)`, of LLaVA-NeXT
     `llava_next_processor(llava, old_processor)`.
 
+    Video-LLaVA has two CLIPs and one configuration for both, so both become ComNeck's; latents of frames, `(videos,
+    frames, channels, height, width)`, then go in `pixel_values_videos`.
+
     Args:
-        llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA or another model with a CLIP in `vision_tower`; changed in place.
-        tower: Folder or Hub id of a ComNeck, or the model, which is copied; a `ComNeckVisionModel` takes latents only.
-        force: Attach a neck that was trained for another CLIP of the same shape.
+        llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA, Video-LLaVA or another model with a CLIP in `vision_tower`; changed in
+            place.
+        tower: Folder or Hub id of a ComNeck or CoTAM, or the model, which is copied; a `ComNeckVisionModel` takes
+            latents only.
+        video_tower: The same for Video-LLaVA's frames, with a neck for its other CLIP; `tower` by default.
+        force: Attach a neck or adapter that was trained for another CLIP of the same shape.
 
     Returns:
         `llava`.
 
     Raises:
-        ValueError: If the model has no CLIP tower, or the neck was trained for another CLIP.
+        ValueError: If the model has no CLIP tower, a neck was trained for another CLIP, or Video-LLaVA's two towers
+            need different configurations. The model is then as it was.
     """
     llava = _without_adapters(llava)
     base = llava.base_model
-    old = getattr(base, "vision_tower", None)
-    clip = old.vision_model if isinstance(old, ComNeckModel) else old
+    if isinstance(base, VideoLlavaModel):
+        sources = {"image_tower": tower, "video_tower": tower if video_tower is None else video_tower}
+    elif video_tower is not None:
+        raise ValueError(f"{type(llava).__name__} takes no `video_tower`: only Video-LLaVA has a second CLIP.")
+    else:
+        sources = {"vision_tower": tower}
+    clips = {name: _clip_of(llava, name) for name in sources}
+    towers = {name: _loaded(source) for name, source in sources.items()}
+    _check_configs(*towers.values())
+    for name, new in towers.items():
+        _check_clip(_vision_model(new), clips[name], name, force=force)
+        _check_layers(llava, _vision_model(new))
+    for name, new in towers.items():
+        _take_over(new, clips[name], training=getattr(base, name).training)
+        setattr(base, name, new)
+    _set_config(llava, next(iter(towers.values())))
+    forget_weight_conversions(llava)
+    return llava
+
+
+def _clip_of(llava: PreTrainedModel, name: str) -> nn.Module:
+    """The CLIP of a tower, or of the ComNeck that was attached there before."""
+    old = getattr(llava.base_model, name, None)
+    clip = old.vision_model if isinstance(old, CodecVisionModel) else old
     if not hasattr(clip, "encoder") or not hasattr(clip, "post_layernorm"):
         raise ValueError(
-            f"{type(llava).__name__} has no CLIP in `vision_tower`, but {type(old).__name__}. A ComNeck tower "
+            f"{type(llava).__name__} has no CLIP in `{name}`, but {type(old).__name__}. A ComNeck tower "
             "replaces a CLIP vision tower."
         )
-    tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
-    if not isinstance(tower, ComNeckModel | ComNeckVisionModel):
-        raise ValueError(f"The tower must be a `ComNeckModel` or `ComNeckVisionModel`, got {type(tower).__name__}.")
-    vision_model = tower.vision_model if isinstance(tower, ComNeckModel) else tower
-    _check_clip(vision_model, clip, force=force)
-    _check_layers(llava, vision_model)
+    return clip
 
-    parameter = next(clip.parameters())
-    tower.to(device=parameter.device, dtype=parameter.dtype).train(old.training)
+
+def _loaded(tower: str | os.PathLike | PreTrainedModel) -> CodecVisionModel | LatentVisionModel:
+    tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
+    if not isinstance(tower, CodecVisionModel | LatentVisionModel):
+        raise ValueError(
+            f"The tower must be a `ComNeckModel`, `ComNeckVisionModel` or `CotamModel`, got {type(tower).__name__}."
+        )
+    if isinstance(tower, LatentVisionModel) and tower.config.reads_pictures:
+        raise ValueError("A `CotamVisionModel` reads decoded pictures beside latents. Attach the whole `CotamModel`.")
+    return tower
+
+
+def _vision_model(tower: CodecVisionModel | LatentVisionModel) -> LatentVisionModel:
+    return tower.vision_model if isinstance(tower, CodecVisionModel) else tower
+
+
+def _take_over(tower: CodecVisionModel | LatentVisionModel, clip: nn.Module, *, training: bool) -> None:
+    """Gives a tower the weights, type, device and frozen state of the CLIP that it replaces."""
+    vision_model, parameter = _vision_model(tower), next(clip.parameters())
+    tower.to(device=parameter.device, dtype=parameter.dtype).train(training)
     # Not strict: the layers that the neck replaces are not needed.
-    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith("neck.")}
+    weights = {name: weight for name, weight in clip.state_dict().items() if not name.startswith(OWN_WEIGHTS)}
     vision_model.load_state_dict(weights, strict=False, assign=True)
     trainable = {name for name, weight in clip.named_parameters() if weight.requires_grad}
     tower.requires_grad_(False)
     for name, weight in vision_model.named_parameters():
         weight.requires_grad_(name in trainable)
-    if isinstance(tower, ComNeckModel) and tower.codec is not None:
+    if isinstance(tower, CodecVisionModel) and tower.codec is not None:
         tower.codec.update_tables()
     tower.set_attn_implementation(clip.config._attn_implementation)
-    base.vision_tower = tower
-    _set_config(llava, tower, vision_model)
-    forget_weight_conversions(llava)
-    return llava
 
 
-def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: bool) -> None:
-    """Compares a few weights of the layers that both have."""
+def _check_configs(tower: PreTrainedModel, *others: PreTrainedModel) -> None:
+    """Refuses towers that one configuration cannot build; their rates may differ."""
+    expected = _build_options(tower.config)
+    for other in others:
+        found = _build_options(other.config)
+        names = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if names:
+            raise ValueError(
+                f"Video-LLaVA builds both towers from one configuration, but those of `tower` and `video_tower` "
+                f"differ in {names}. Choose two ComNecks of the same shape."
+            )
+
+
+def _build_options(config: PreTrainedConfig, prefix: str = "") -> dict[str, object]:
+    """What decides how a model is built, nested options as `codec_config.latent_channels`."""
+    options: dict[str, object] = {}
+    for name, value in config.to_dict().items():
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            options |= _build_options(part, f"{prefix}{name}.")
+        elif name not in _LABELS:
+            options[prefix + name] = value
+    return options
+
+
+def _check_clip(vision_model: LatentVisionModel, clip: nn.Module, slot: str, *, force: bool) -> None:
+    """Compares a few weights of the layers that neck and CLIP of a slot both have."""
     ours, theirs = vision_model.state_dict(), clip.state_dict()
     last = vision_model.config.num_hidden_layers - 1
-    layers = sorted(
-        {vision_model.config.num_skipped_layers, (last + vision_model.config.num_skipped_layers) // 2, last}
-    )
+    first = vision_model.config.num_skipped_layers
+    layers = sorted({first, (last + first) // 2, last})
     names = ["post_layernorm.weight", *(f"encoder.layers.{layer}.{name}" for layer in layers for name in _COMPARED)]
     num_layers = clip.config.num_hidden_layers
     for name in names:
@@ -101,13 +186,13 @@ def _check_clip(vision_model: ComNeckVisionModel, clip: nn.Module, *, force: boo
         difference = float((theirs[name].float().cpu() - expected).norm() / expected.norm())
         if difference > MAX_DIFFERENCE and not force:
             raise ValueError(
-                f"The neck was trained for another CLIP: {name} differs by {100 * difference:.2g} % (at most "
+                f"The neck was trained for another CLIP: {slot}.{name} differs by {100 * difference:.2g} % (at most "
                 f"{100 * MAX_DIFFERENCE:.2g} % is rounding). Choose a ComNeck for this CLIP, or pass `force=True` if "
                 "a fine-tuned one is close enough."
             )
 
 
-def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+def _check_layers(llava: PreTrainedModel, vision_model: LatentVisionModel) -> None:
     """Refuses a LLaVA that reads hidden states which the neck leaves out."""
     layers = getattr(llava.config, "vision_feature_layer", getattr(llava.config, "vision_feature_layers", []))
     num_states = vision_model.config.num_hidden_layers + 1
@@ -119,12 +204,15 @@ def _check_layers(llava: PreTrainedModel, vision_model: ComNeckVisionModel) -> N
             )
 
 
-def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: ComNeckVisionModel) -> None:
+def _set_config(llava: PreTrainedModel, tower: CodecVisionModel | LatentVisionModel) -> None:
     config, old_size = llava.config, llava.config.vision_config.image_size
-    height, width = vision_model.config.latent_grid
+    height, width = _vision_model(tower).config.latent_grid
     config.vision_config = tower.config
     if hasattr(config, "image_seq_length"):
         keeps_class_token = getattr(config, "vision_feature_select_strategy", "default") == "full"
+        if isinstance(config, VideoLlavaConfig):  # of frames, it always keeps the class token
+            num_frames = config.video_seq_length // (config.image_seq_length + 1 - keeps_class_token)
+            config.video_seq_length = num_frames * (height * width + 1)
         config.image_seq_length = height * width + keeps_class_token
     if getattr(config, "image_grid_pinpoints", None):
         size = tower.config.image_size
@@ -133,38 +221,23 @@ def _set_config(llava: PreTrainedModel, tower: PreTrainedModel, vision_model: Co
         ]
 
 
-def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) -> LlavaNextProcessor:
-    """The processor of a LLaVA-NeXT with a ComNeck tower: tiles of the tower's size, not normalized.
-
-    Its `pixel_values`, `(images, tiles, 3, height, width)`, may be replaced by the latents of the tiles.
+def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) -> ComNeckNextProcessor:
+    """The processor of a LLaVA-NeXT with a ComNeck tower, as `ComNeckNextProcessor.for_llava` makes it.
 
     Args:
         llava: With the tower attached.
         processor: The one it had.
     """
-    config, tower = llava.config, llava.config.vision_config
-    if not isinstance(tower, ComNeckConfig):
-        raise ValueError(f"The tower of this model is {tower.model_type!r}. Attach a `ComNeckModel` first.")
-    pictures = LlavaNextImageProcessor(
-        size={"shortest_edge": tower.image_size},
-        crop_size=tower.image_size,
-        image_grid_pinpoints=config.image_grid_pinpoints,
-        do_normalize=False,
-    )
-    return LlavaNextProcessor(
-        pictures,
-        processor.tokenizer,
-        patch_size=tower.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        chat_template=processor.chat_template,
-        image_token=processor.image_token,
-        num_additional_image_tokens=1,
-    )
+    return ComNeckNextProcessor.for_llava(llava, processor)
 
 
 def _without_adapters(llava: PreTrainedModel) -> PreTrainedModel:
     """The model inside PEFT's wrapper."""
     return llava if isinstance(llava, PreTrainedModel) else llava.get_base_model()
+
+
+def _image_tower(base: PreTrainedModel) -> nn.Module:
+    return base.image_tower if isinstance(base, VideoLlavaModel) else base.vision_tower
 
 
 @dataclass(frozen=True)
@@ -226,11 +299,12 @@ def image_features(
     llava = _without_adapters(llava)
     base = llava.base_model
     if bitstreams is not None:
-        if not isinstance(llava.config.vision_config, ComNeckConfig):
+        if not isinstance(llava.config.vision_config, CodecVisionConfig):
             raise ValueError(
-                "Bitstreams need a `ComNeckModel` in `vision_tower`; attach one, or decompress them first."
+                "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
+                "them first."
             )
-        pixel_values = base.vision_tower.decompress(bitstreams)
+        pixel_values = _image_tower(base).decompress(bitstreams)
         if isinstance(pixel_values, list):
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")

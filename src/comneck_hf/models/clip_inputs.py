@@ -25,7 +25,7 @@ def normalize(
 
 def clip_inputs(
     images: torch.Tensor,
-    size: int,
+    size: int | tuple[int, int],
     *,
     mean: Sequence[float] = OPENAI_CLIP_MEAN,
     std: Sequence[float] = OPENAI_CLIP_STD,
@@ -34,12 +34,13 @@ def clip_inputs(
 
     Args:
         images: Pictures `(batch, 3, height, width)`, values in [0, 1]; both sides are resized, whatever their ratio.
-        size: CLIP's picture size.
+        size: CLIP's picture size; height and width where they differ.
         mean: Of red, green and blue.
         std: Likewise.
 
     Returns:
-        Float `(batch, 3, size, size)`.
+        Float `(batch, 3, height, width)` of that size.
     """
-    resized = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    size = (size, size) if isinstance(size, int) else size
+    resized = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     return normalize(resized, mean=mean, std=std)

@@ -48,6 +48,41 @@ class RunArguments:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
+@dataclass(kw_only=True)
+class TeachingArguments(RunArguments):
+    """What every training has whose teacher is a CLIP: pictures, models, validation."""
+
+    data: str = field(metadata={"help": "Hub id or folder that `datasets` loads, with columns image and label"})
+    reading: str = field(default="rows", metadata={"help": "memory, rows or stream"})
+    validation_split: str = "validation"
+    validation_pictures: int = field(default=500, metadata={"help": "pictures that are coded in a validation"})
+    codec: str | None = field(default=None, metadata={"help": "folder or Hub id of the trained codec"})
+    clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
+    quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
+    preset: str = field(default="paper", metadata={"help": "paper or official"})
+    smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
+    jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
+    coded_variants: int = field(
+        default=0,
+        metadata={"help": "code this many crops of each picture once and train on them, 0 for fresh ones"},
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "keeps coded crops, by default OUTPUT_DIR/cache"})
+    gain_range: list[float] = field(
+        default_factory=list,
+        metadata={"help": "lowest and highest of the random gains that crops are coded with, in octaves"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.gain_range) not in (0, 2):
+            raise ValueError(f"`gain_range` must be the lowest and the highest gain, got {self.gain_range}.")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where coded crops are kept."""
+        return Path(self.cache_dir or Path(self.output_dir) / "cache")
+
+
 def parse_arguments(kind: type[Arguments], command_line: list[str] | None = None) -> Arguments:
     """Fills a dataclass from `[CONFIG.yaml] [--flag value ...]`.
 
@@ -74,4 +109,4 @@ def parse_arguments(kind: type[Arguments], command_line: list[str] | None = None
     return parser.parse_args_into_dataclasses(words)[0]
 
 
-__all__ = ["RunArguments", "parse_arguments"]
+__all__ = ["RunArguments", "TeachingArguments", "parse_arguments"]

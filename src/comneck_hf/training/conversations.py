@@ -213,16 +213,20 @@ class ConversationCollator:
 
 
 def _spread_over_answers(turns: Sequence[tuple[str, str]], generator: torch.Generator) -> list[int]:
-    """Random order of the turns in which every answer comes once before any comes again.
+    """Random order of the turns in which every kind comes once before any comes again.
 
-    Most of what could be asked about is not in a picture; drawn evenly, questions teach that the answer is no.
+    A kind is an answer, about something that is in the picture or not: the question names what another question has
+    for an answer. Most of what could be asked about is not in a picture; drawn evenly, "is there a red shape?" and
+    "is there no red shape?" teach that nothing is there.
     """
-    rounds: dict[str, int] = {}
+    present = {answer for _, answer in turns} - {"yes", "no"}
+    rounds: dict[tuple[str, bool], int] = {}
     keys = []
     for turn in torch.randperm(len(turns), generator=generator).tolist():
-        answer = turns[turn][1]
-        rounds[answer] = rounds.get(answer, -1) + 1
-        keys.append((rounds[answer], len(keys), turn))
+        question, answer = turns[turn]
+        kind = answer, not present.isdisjoint(question.rstrip("?.").split())
+        rounds[kind] = rounds.get(kind, -1) + 1
+        keys.append((rounds[kind], len(keys), turn))
     return [turn for _, _, turn in sorted(keys)]
 
 

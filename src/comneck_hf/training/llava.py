@@ -128,7 +128,7 @@ class LlavaTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
-        if isinstance(model, PreTrainedModel):
+        if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled:  # shards have names of their own
             model.load_state_dict(type(model).from_pretrained(resume_from_checkpoint).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -182,6 +182,8 @@ def train_llava(
     last = last_checkpoint(args.output_dir)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     folder = Path(args.output_dir, "model")
+    if trainer.is_fsdp_enabled:  # else the trainer would leave shards only
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if not isinstance(model, PreTrainedModel):
         trainer.save_model(str(folder.with_name("adapter")))
         trainer.model = model.merge_and_unload()

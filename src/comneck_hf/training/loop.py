@@ -1,5 +1,6 @@
 """The one training loop: stages on Accelerate, with logs, validation and checkpoints that resume to the bit."""
 
+import copy
 import json
 import math
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 from huggingface_hub import create_repo, upload_folder
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -52,6 +53,23 @@ def prepare_run(args: RunArguments) -> Accelerator:
     )
 
 
+def _check_distribution(accelerator: Accelerator) -> None:
+    """Refuses what would change a training or break it."""
+    kind, precision = accelerator.distributed_type, accelerator.mixed_precision
+    refused = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
+    if kind in refused and not accelerator.is_fsdp2:
+        name = "FSDP version 1" if kind == DistributedType.FSDP else kind.value
+        raise ValueError(
+            f"This training does not run with {name}. Use torchrun alone, or `accelerate launch --config_file "
+            "configs/accelerate/fsdp2.yaml`."
+        )
+    if accelerator.is_fsdp2 and precision != "no":
+        raise ValueError(
+            f"`mixed_precision` is {precision!r}, but FSDP2 would round all weights to it, the codec's too, whose "
+            "latents then change. Use `--mixed_precision no`, or torchrun alone."
+        )
+
+
 @dataclass
 class Progress:
     """How far a run is; a checkpoint holds it."""
@@ -75,6 +93,9 @@ class Training:
     Every batch seeds the random numbers of its forward pass by its number, so that a run depends neither on
     interruptions nor on whether batches are accumulated or shared among processes.
 
+    Under FSDP2 the processes train shards of a copy of the objective. The objective itself stays whole, and gets the
+    present weights for validation, for saving and at the end of a phase.
+
     Args:
         accelerator: From `prepare_run`.
         objective: What is trained.
@@ -93,6 +114,7 @@ class Training:
         *,
         validate: Callable[[Stage], Metrics] | None = None,
     ) -> None:
+        _check_distribution(accelerator)
         self.accelerator, self.args, self.validate = accelerator, args, validate
         self.objective = objective.to(accelerator.device)
         self.output = Path(args.output_dir)
@@ -101,6 +123,7 @@ class Training:
         self.dataset = loader.dataset
         self.loader = accelerator.prepare(loader)
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.trained = objective  # the same, or under FSDP2 its sharded copy
         self.network: torch.nn.Module = objective
         accelerator.register_for_checkpointing(self.progress)
         self.repository: str | None = None
@@ -135,7 +158,7 @@ class Training:
                 phase = span.phase
                 self._begin(span)
             metrics = self._step(span, batches)
-            self.objective.after_step(span.stage)
+            self.trained.after_step(span.stage)
             progress.step += 1
             bar.update()
             if progress.step % args.logging_steps == 0 or progress.step == span.end:
@@ -157,15 +180,30 @@ class Training:
     def _begin(self, span: Span) -> None:
         """Freezes and unfreezes for a phase, with new optimizers."""
         accelerator = self.accelerator
+        self._gather()
         accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         accelerator.free_memory()
         self.objective.begin(span.stage)
-        self.optimizers = self.objective.optimizers(self.args)
+        self.trained = copy.deepcopy(self.objective) if accelerator.is_fsdp2 else self.objective
+        self.optimizers = self.trained.optimizers(self.args)
+        if accelerator.is_fsdp2 and len(self.optimizers) > 1:
+            raise ValueError(
+                f"Stage {span.stage.name!r} trains a codec, with two optimizers, and accelerate saves one for each "
+                "sharded model. Train without FSDP2, with torchrun alone: every process then holds the whole model."
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-        self.network, *self.optimizers = accelerator.prepare(self.objective, *self.optimizers)
+        self.network, *self.optimizers = accelerator.prepare(self.trained, *self.optimizers)
         self.network.train()
+
+    def _gather(self) -> None:
+        """Brings the present weights into the objective, in all processes; only shards have to be gathered."""
+        if self.trained is not self.objective:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            weights = get_model_state_dict(self.network, options=StateDictOptions(full_state_dict=True))
+            self.objective.load_state_dict(weights)
 
     def _step(self, span: Span, batches: Iterator[Batch]) -> Metrics:
         """One step of the optimizers; the metrics are means over all its batches."""
@@ -244,6 +282,7 @@ class Training:
         """Measures on the main process and keeps the weights if they are the best."""
         if self.validate is None:
             return
+        self._gather()
         if self.accelerator.is_main_process:
             self.objective.eval()
             metrics = self.validate(stage)
@@ -290,6 +329,7 @@ class Training:
     def _finish(self) -> None:
         """Saves the model and the log, and pushes the model."""
         args, folder = self.args, self.output / "model"
+        self._gather()
         if self.accelerator.is_main_process:
             self.objective.save(folder)
             stages = [

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from comneck_hf.models.clip_inputs import clip_inputs
+from comneck_hf.models.codec_vision import CodecVisionModel
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.image_codec import ImageCodec
+from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.losses import cross_entropy, distillation
 from comneck_hf.training.objective import Batch, Objective, Terms, codec_terms, half_precision, weighted_sum
 from comneck_hf.training.stages import Stage
@@ -24,7 +27,9 @@ __all__ = [
     "SurrogateObjective",
     "check_targets",
     "clip_features",
+    "encode_at",
     "parse_targets",
+    "save_model",
     "teacher_features",
 ]
 
@@ -150,7 +155,11 @@ class ComNeckObjective(SurrogateObjective):
         clip: As in [`SurrogateObjective`]; the tower comes from it.
         stages: From `comneck_stages`.
         calibration_pictures: As in `CodecObjective`; needed where the codec trains.
+        gains: Of the quantizer where pictures come uncoded and the codec does not train.
         options: Of [`SurrogateObjective`].
+
+    Raises:
+        ValueError: If there are gains and the codec trains, which it does at its own rate.
     """
 
     def __init__(
@@ -160,10 +169,15 @@ class ComNeckObjective(SurrogateObjective):
         stages: tuple[Stage, ...],
         *,
         calibration_pictures: Tensor | None = None,
+        gains: RandomGains | None = None,
         **options: Any,
     ) -> None:
         super().__init__(clip, stages, **options)
-        self.model = model
+        if gains is not None and _trains_codec(stages):
+            raise ValueError(
+                "The codec trains at its own rate. Use random gains where it is frozen, in scenario 'd1'."
+            )
+        self.model, self.gains = model, gains
         self._calibration_pictures = calibration_pictures
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -196,7 +210,8 @@ class ComNeckObjective(SurrogateObjective):
         elif "latents" in batch:
             latents = batch["latents"]
         else:
-            latents = self.model.codec.encode(batch["pixel_values"]).latents
+            codec, generator = self.model.codec, torch.default_generator
+            latents = encode_at(codec, batch["pixel_values"], self.gains, generator=generator)
         surrogate, accuracy = self.surrogate_terms(self._student(latents), batch, stage)
         terms |= surrogate
         loss, report = weighted_sum(terms, stage)
@@ -219,9 +234,23 @@ class ComNeckObjective(SurrogateObjective):
 
     def save(self, folder: str | Path) -> None:
         """Writes the model in float16, with integer networks of its present weights, and its image processor."""
-        model = self.calibrate()
-        model.save_pretrained(folder, state_dict=half_precision(model))
-        ComNeckImageProcessor.for_size(model.config.image_size).save_pretrained(folder)
+        save_model(self.calibrate(), folder)
+
+
+def save_model(model: CodecVisionModel, folder: str | Path) -> None:
+    """Writes a model in float16, and the image processor for its pictures."""
+    model.save_pretrained(folder, state_dict=half_precision(model))
+    ComNeckImageProcessor.for_size(model.config.image_size).save_pretrained(folder)
+
+
+def encode_at(
+    codec: ImageCodec, pixel_values: Tensor, gains: RandomGains | None, *, generator: torch.Generator
+) -> Tensor:
+    """Latents of pictures at random gains, or at the codec's own rate where `gains` is `None`."""
+    if gains is None:
+        return codec.encode(pixel_values).latents
+    octaves, maps = gains.draw(len(pixel_values), generator=generator)
+    return codec.encode(pixel_values, gain=octaves, gain_maps=maps).latents
 
 
 def _trains_codec(stages: Sequence[Stage]) -> bool:

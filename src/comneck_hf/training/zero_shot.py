@@ -12,12 +12,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from comneck_hf.training.content import content_digest
 
 
-__all__ = ["PROMPTS_NAME", "ClassPrompts", "load_class_prompts", "save_class_prompts", "zero_shot_weights"]
+__all__ = [
+    "PROMPTS_NAME",
+    "ClassPrompts",
+    "load_class_prompts",
+    "pack_weights",
+    "save_class_prompts",
+    "zero_shot_weights",
+]
 
 PROMPTS_NAME = "zero_shot.json"
 _PRETRAINED_FOLDER = Path(__file__).parent.parent / "pretrained"
@@ -122,6 +129,34 @@ def zero_shot_weights(
         save_file({"weights": weights.detach().cpu().contiguous()}, file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
     return weights
+
+
+def pack_weights(
+    clip_model: CLIPModel,
+    source: str | Path,
+    *,
+    class_names: Sequence[str],
+    templates_file: str | Path,
+    cache_dir: Path,
+) -> Tensor | None:
+    """The zero-shot classifier of a data set's classes; `None` where there are none.
+
+    Args:
+        clip_model: the model whose text tower is used.
+        source: folder or Hub id of its tokenizer.
+        class_names: of the data set; ImageNet's list synonyms, of which the first is taken.
+        templates_file: JSON list of prompts with one `{}` for the class name each.
+        cache_dir: as in `zero_shot_weights`.
+    """
+    if not class_names:
+        return None
+    return zero_shot_weights(
+        clip_model,
+        AutoTokenizer.from_pretrained(source),
+        class_names=[name.partition(",")[0] for name in class_names],
+        templates=json.loads(Path(templates_file).read_text(encoding="utf-8")),
+        cache_dir=cache_dir,
+    )
 
 
 def _text_embeddings(clip_model: CLIPModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

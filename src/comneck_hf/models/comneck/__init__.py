@@ -6,6 +6,7 @@ from .image_processing_pil_comneck import ComNeckImageProcessorPil
 from .modeling_comneck import ComNeckModel, ComNeckModelOutput, ComNeckVisionModel
 from .neck_comneck import TransformNeck
 from .processing_comneck import ComNeckProcessor
+from .processing_comneck_next import ComNeckNextProcessor
 from .zero_shot_comneck import ComNeckForZeroShotConfig, ComNeckForZeroShotImageClassification
 
 
@@ -17,6 +18,7 @@ __all__ = [
     "ComNeckImageProcessorPil",
     "ComNeckModel",
     "ComNeckModelOutput",
+    "ComNeckNextProcessor",
     "ComNeckProcessor",
     "ComNeckVisionConfig",
     "ComNeckVisionModel",

@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
-from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckVisionConfig
+from ..codec_vision_config import DOWNSAMPLING_FACTOR, LatentVisionConfig
 
 
 LAYER_NORM_EPS = 1e-5
@@ -22,7 +22,7 @@ class TransformNeckLayer(GradientCheckpointingLayer):
     of every `CLIPEncoderLayer`, and the neck is not one of the tower's layers.
     """
 
-    def __init__(self, config: ComNeckVisionConfig) -> None:
+    def __init__(self, config: LatentVisionConfig) -> None:
         super().__init__()
         neck_config = copy.copy(config)
         neck_config.num_attention_heads = config.neck_num_attention_heads or config.num_attention_heads
@@ -49,9 +49,12 @@ class TransformNeck(nn.Module):
 
     13,191,168 parameters for ELIC latents and CLIP ViT-L/14. The tokens stand for the input of CLIP layer
     `num_skipped_layers` (counted from 0): class token first, then the latent positions row by row.
+
+    CoTAM's adapter is one, too: its tokens are added to those of the decoded picture. It is gated, which means that
+    they are multiplied by a learned number that starts at 0.
     """
 
-    def __init__(self, config: ComNeckVisionConfig) -> None:
+    def __init__(self, config: LatentVisionConfig) -> None:
         super().__init__()
         self.latent_channels = config.latent_channels
         self.latent_grid = config.latent_grid
@@ -61,6 +64,7 @@ class TransformNeck(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(num_positions, config.hidden_size))
         self.pre_layer_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.layer = TransformNeckLayer(config)
+        self.gate = nn.Parameter(torch.empty(())) if config.reads_pictures else None
         self.init_weights()
 
     def forward(self, latents: torch.Tensor, *, interpolate_pos_encoding: bool = False) -> torch.Tensor:
@@ -85,7 +89,8 @@ class TransformNeck(nn.Module):
         tokens = self.projection(latents.to(self.class_embedding.dtype).flatten(2).transpose(1, 2))
         class_token = self.class_embedding.expand(tokens.shape[0], 1, -1)
         tokens = torch.cat([class_token, tokens], dim=1) + positions
-        return self.layer(self.pre_layer_norm(tokens))
+        tokens = self.layer(self.pre_layer_norm(tokens))
+        return tokens if self.gate is None else self.gate * tokens
 
     def _positions(self, height: int, width: int, interpolate: bool) -> torch.Tensor:
         expected = self.latent_grid
@@ -103,7 +108,10 @@ class TransformNeck(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draws all weights as the authors' code does; leaves those that were loaded from a checkpoint."""
+        """Draws all weights as the authors' code does; leaves those that were loaded from a checkpoint.
+
+        Behind a gate, which starts at 0, both branches of the layer start at 0 as well.
+        """
         width = self.class_embedding.shape[0]
         init.normal_(self.class_embedding, std=width**-0.5)
         init.normal_(self.position_embedding, std=width**-0.5)
@@ -120,6 +128,14 @@ class TransformNeck(nn.Module):
         for norm in (self.pre_layer_norm, self.layer.layer_norm1, self.layer.layer_norm2):
             init.ones_(norm.weight)
             init.zeros_(norm.bias)
+        if self.gate is not None:
+            for parameter in (
+                self.gate,
+                attention.out_proj.weight,
+                self.layer.mlp.fc2.weight,
+                self.layer.mlp.fc2.bias,
+            ):
+                init.zeros_(parameter)
 
 
 __all__ = ["TransformNeck", "TransformNeckLayer"]

@@ -3,20 +3,28 @@
 import base64
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, LlavaNextConfig, LlavaProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    LlavaNextConfig,
+    LlavaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    VideoLlavaModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig, LatentVisionConfig
 from ..compressai.configuration_compressai import CompressaiConfig
 from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
 from ..llavolta.pooling_llavolta import image_offsets
-from .configuration_comneck import DOWNSAMPLING_FACTOR, ComNeckConfig, ComNeckVisionConfig
 from .image_processing_comneck import ComNeckImageProcessor
 
 
@@ -25,7 +33,49 @@ DATA_URL = "data:application/x-comneck;base64,"
 _DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-class ComNeckProcessor(HubCode, LlavaProcessor):
+class CodecOwner:
+    """For processors that read bitstreams: they have a codec, which is saved with the model and not with them."""
+
+    _codec: PreTrainedModel | None = None
+    _codec_source: tuple[str | os.PathLike, dict[str, Any]] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Loads as every processor; the codec follows from the same place when the first bitstream needs it."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
+        processor._codec_source = (pretrained_model_name_or_path, options)
+        return processor
+
+    @property
+    def codec(self) -> PreTrainedModel:
+        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own.
+
+        A codec alone codes without CoTAM's guide; with it does the whole `CotamModel`, which can stand here, too.
+        """
+        if self._codec is None:
+            if self._codec_source is None:
+                raise ValueError(
+                    "Bitstreams need a codec. Set `processor.codec`, for instance to `model.model.vision_tower.codec`."
+                )
+            source, options = self._codec_source
+            self._codec = codec_from_pretrained(source, **options)
+        return self._codec
+
+    @codec.setter
+    def codec(self, codec: PreTrainedModel | None) -> None:
+        self._codec = codec
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ProcessorMixin`, without copying the codec."""
+        codec, self._codec = self._codec, None
+        try:
+            return super().to_dict()
+        finally:
+            self._codec = codec
+
+
+class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     r"""A `LlavaProcessor` whose images may be pictures, latents, bitstreams, `.cnk` files or `data:` URLs of them.
 
     `images` takes, in any mixture and nesting, what `LlavaProcessor` takes; latents of shape `(latent_channels,
@@ -81,8 +131,6 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         self.pool_stride = pool_stride
         self.pool = pool
         self.pool_grid = pool_grid
-        self._codec: PreTrainedModel | None = None
-        self._codec_source: tuple[str | os.PathLike, dict[str, Any]] | None = None
 
     @classmethod
     def for_llava(cls, model: PreTrainedModel, processor: ProcessorMixin) -> "ComNeckProcessor":
@@ -98,17 +146,18 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         config, tower, text_config = model.config, model.config.vision_config, model.config.get_text_config()
         if isinstance(config, LlavaNextConfig):
             raise ValueError(
-                "LLaVA-NeXT cuts pictures into tiles; its processor is `llava_next_processor(model, ...)`."
+                "LLaVA-NeXT cuts pictures into tiles; its processor is `llava_next_processor(model, processor)`."
             )
         pooling, codec = {}, None
         if isinstance(text_config, LlavoltaTextConfig) and text_config.pools_before:
             pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
-        if isinstance(tower, ComNeckConfig | ComNeckVisionConfig):
-            neck = tower.vision_config if isinstance(tower, ComNeckConfig) else tower
-            patch_size = tower.patch_size if isinstance(tower, ComNeckConfig) else DOWNSAMPLING_FACTOR
-            pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in neck.latent_grid))
-            pooling["latent_channels"] = neck.latent_channels
-            codec = model.base_model.vision_tower.codec if isinstance(tower, ComNeckConfig) else None
+        if isinstance(tower, CodecVisionConfig | LatentVisionConfig):
+            has_codec = isinstance(tower, CodecVisionConfig)
+            reader = tower.vision_config if has_codec else tower
+            patch_size = tower.patch_size if has_codec else DOWNSAMPLING_FACTOR
+            pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in reader.latent_grid))
+            pooling["latent_channels"] = reader.latent_channels
+            codec = tower_codec(model) if has_codec else None
         elif pooling:
             pictures, patch_size = processor.image_processor, processor.patch_size
         else:
@@ -128,30 +177,6 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         result.codec = codec
         return result
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "ComNeckProcessor":
-        """Loads as every processor; the codec follows from the same place when the first bitstream needs it."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
-        processor._codec_source = (pretrained_model_name_or_path, options)
-        return processor
-
-    @property
-    def codec(self) -> PreTrainedModel:
-        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own."""
-        if self._codec is None:
-            if self._codec_source is None:
-                raise ValueError(
-                    "Bitstreams need a codec. Set `processor.codec`, for instance to `model.model.vision_tower.codec`."
-                )
-            source, options = self._codec_source
-            self._codec = codec_from_pretrained(source, **options)
-        return self._codec
-
-    @codec.setter
-    def codec(self, codec: PreTrainedModel | None) -> None:
-        self._codec = codec
-
     def compress(self, images: Any) -> list[bytes]:
         """Bitstreams of pictures, resized and cropped to what the tower takes: what an edge device sends.
 
@@ -161,16 +186,13 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         Raises:
             ValueError: If there is none, or one is coded already.
         """
-        sources = [_as_source(image) for image in _flatten(images)]
-        if not sources or any(_read(image) is not None for image in sources):
-            raise ValueError("Give pictures to compress: at least one, and none that is a bitstream already.")
-        pictures = self.image_processor.fetch_images(sources)
+        pictures = self.image_processor.fetch_images(picture_sources(images))
         return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values)
 
     def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         """As `ProcessorMixin`, on a flat list in which bitstreams have become latents."""
         if images is not None:
-            images = self._decompressed(_flatten(images)) or None
+            images = self._decompressed(flatten_images(images)) or None
         return super().prepare_inputs_layout(images=images, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -178,14 +200,6 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         channels, height, width = image_inputs["pixel_values"][image_idx].shape
         patch_size = 1 if channels == self.latent_channels else self.patch_size
         return self.image_token * self._num_image_tokens(height // patch_size, width // patch_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `ProcessorMixin`, without copying the codec."""
-        codec, self._codec = self._codec, None
-        try:
-            return super().to_dict()
-        finally:
-            self._codec = codec
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> Any:
         data = super()._get_num_multimodal_tokens(image_sizes, **kwargs)
@@ -237,15 +251,21 @@ class ComNeckProcessor(HubCode, LlavaProcessor):
         return latents
 
     def _decompressed(self, images: list[Any]) -> list[Any]:
-        bitstreams = {index: data for index, image in enumerate(images) if (data := _read(image)) is not None}
+        bitstreams = {index: data for index, image in enumerate(images) if (data := read_bitstream(image)) is not None}
         latents = (
             dict(zip(bitstreams, self.codec.decompress(list(bitstreams.values())), strict=True)) if bitstreams else {}
         )
-        return [latents[index].cpu() if index in latents else _as_source(image) for index, image in enumerate(images)]
+        return [latents[index].cpu() if index in latents else as_source(image) for index, image in enumerate(images)]
+
+
+def tower_codec(model: PreTrainedModel) -> PreTrainedModel | None:
+    """What a ComNeck or CoTAM tower codes with; of Video-LLaVA's two, that for pictures."""
+    base = model.base_model
+    return (base.image_tower if isinstance(base, VideoLlavaModel) else base.vision_tower).coder
 
 
 def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
-    """The codec of a saved ComNeck, of a LLaVA with a ComNeck tower, or a codec itself, without the rest.
+    """The codec of a saved ComNeck or CoTAM, of a LLaVA with such a tower, or a codec itself, without the rest.
 
     Args:
         source: Folder or Hub id.
@@ -262,28 +282,41 @@ def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrain
     if isinstance(config, ElicConfig | CompressaiConfig):
         return AutoModel.from_pretrained(source, **options).eval()
     parts = [getattr(config, name, None) for name in ("vision_config", "comneck_config")]
-    comneck = next((part for part in (config, *parts) if isinstance(part, ComNeckConfig)), None)
-    if comneck is None or comneck.codec_config is None:
+    owner = next((part for part in (config, *parts) if isinstance(part, CodecVisionConfig)), None)
+    if owner is None or owner.codec_config is None:
         raise ValueError(f"{source} holds no codec: its tower takes latents only. {advice}")
-    if comneck is not config:
-        options = {**options, "key_mapping": {r"^((model\.)?vision_tower|comneck)\.codec\.": ""}}
-    return AutoModel.from_pretrained(source, config=comneck.codec_config, **options).eval()
+    if owner is not config:
+        options = {**options, "key_mapping": {r"^((model\.)?(vision|image)_tower|comneck)\.codec\.": ""}}
+    return AutoModel.from_pretrained(source, config=owner.codec_config, **options).eval()
 
 
-def _flatten(images: Any) -> list[Any]:
+def flatten_images(images: Any) -> list[Any]:
+    """Nested lists and batches as one list."""
     if isinstance(images, list | tuple):
-        return [image for item in images for image in _flatten(item)]
+        return [image for item in images for image in flatten_images(item)]
     if isinstance(images, torch.Tensor | np.ndarray) and images.ndim == 4:
         return list(images)
     return [images]
 
 
-def _as_source(image: Any) -> Any:
+def picture_sources(images: Any) -> list[Any]:
+    """What is to be compressed, as a flat list.
+
+    Raises:
+        ValueError: If there is none, or one is coded already.
+    """
+    sources = [as_source(image) for image in flatten_images(images)]
+    if not sources or any(read_bitstream(source) is not None for source in sources):
+        raise ValueError("Give pictures to compress: at least one, and none that is a bitstream already.")
+    return sources
+
+
+def as_source(image: Any) -> Any:
     """What transformers loads: it knows strings, not `Path`."""
     return str(image) if isinstance(image, Path) else image
 
 
-def _read(image: Any) -> bytes | None:
+def read_bitstream(image: Any) -> bytes | None:
     """The bitstream that an image stands for, `None` for pictures and latents."""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -303,4 +336,15 @@ def _read(image: Any) -> bytes | None:
     return None
 
 
-__all__ = ["BITSTREAM_SUFFIX", "DATA_URL", "ComNeckProcessor", "codec_from_pretrained"]
+__all__ = [
+    "BITSTREAM_SUFFIX",
+    "DATA_URL",
+    "CodecOwner",
+    "ComNeckProcessor",
+    "as_source",
+    "codec_from_pretrained",
+    "flatten_images",
+    "picture_sources",
+    "read_bitstream",
+    "tower_codec",
+]

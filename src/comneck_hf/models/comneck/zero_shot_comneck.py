@@ -6,25 +6,33 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from ..codec_vision import CodecVisionModel
 from ..hub_code import HubCode
-from .configuration_comneck import ComNeckConfig
-from .modeling_comneck import ComNeckModel
 
 
 @strict
 class ComNeckForZeroShotConfig(HubCode, PreTrainedConfig):
     r"""Configuration of [`ComNeckForZeroShotImageClassification`].
 
-    comneck_config (`dict` or `ComNeckConfig`, *optional*):
-        Codec, neck and image tower.
+    comneck_config (`dict` or `PreTrainedConfig`, *optional*, defaults to ComNeck):
+        Codec and image tower, ComNeck's or CoTAM's, resolved by its `model_type` through `AutoConfig`.
     text_config (`dict` or `CLIPTextConfig`, *optional*):
         CLIP's text tower.
     logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
@@ -32,7 +40,10 @@ class ComNeckForZeroShotConfig(HubCode, PreTrainedConfig):
     """
 
     model_type = "comneck_zero_shot"
-    sub_configs_defaults = {"comneck_config": ComNeckConfig, "text_config": CLIPTextConfig}
+    sub_configs_defaults = {
+        "comneck_config": SubConfigSpec(config_class=AutoConfig, model_type="comneck"),
+        "text_config": CLIPTextConfig,
+    }
 
     comneck_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -59,7 +70,7 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
     def __init__(self, config: ComNeckForZeroShotConfig) -> None:
         super().__init__(config)
         projection_dim = config.comneck_config.projection_dim
-        self.comneck = ComNeckModel._from_config(config.comneck_config)
+        self.comneck = AutoModel.from_config(config.comneck_config)
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.text_projection = nn.Linear(config.text_config.hidden_size, projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
@@ -74,8 +85,10 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
             init.normal_(module.weight, std=self.config.text_config.hidden_size**-0.5)
 
     @classmethod
-    def from_comneck_and_clip(cls, comneck: ComNeckModel, clip: CLIPModel) -> "ComNeckForZeroShotImageClassification":
-        """Joins a ComNeck with the text tower of the CLIP it was made from. The weights are copied.
+    def from_comneck_and_clip(
+        cls, comneck: CodecVisionModel, clip: CLIPModel
+    ) -> "ComNeckForZeroShotImageClassification":
+        """Joins a ComNeck or CoTAM with the text tower of the CLIP it was made from. The weights are copied.
 
         Raises:
             ValueError: If their embeddings have different widths.
@@ -83,7 +96,7 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
         if comneck.config.projection_dim != clip.config.projection_dim:
             raise ValueError(
                 f"The embeddings have {comneck.config.projection_dim} and {clip.config.projection_dim} dimensions. "
-                "Use the CLIP that the ComNeck was made from."
+                "Use the CLIP that the other model was made from."
             )
         configs = {"comneck_config": comneck.config, "text_config": clip.config.text_config}
         model = cls(ComNeckForZeroShotConfig(**copy.deepcopy(configs)))
@@ -113,7 +126,7 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
         return outputs
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """As [`ComNeckModel.get_image_features`]."""
+        """As [`CodecVisionModel.get_image_features`]."""
         return self.comneck.get_image_features(*args, **kwargs)
 
     @can_return_tuple
@@ -130,7 +143,7 @@ class ComNeckForZeroShotImageClassification(PreTrainedModel):
 
         Args:
             input_ids, attention_mask, position_ids: Texts, `(texts, sequence)`.
-            pixel_values, latents: Images, as in [`ComNeckModel.forward`]; one of them.
+            pixel_values, latents: Images, as in [`CodecVisionModel.forward`]; one of them.
         """
         image_outputs = self.get_image_features(pixel_values, latents, return_dict=True, **kwargs)
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)

@@ -19,27 +19,20 @@ from ...coding.exact import (
     requantize,
     resolve_executor,
 )
-from ...coding.gather import (
-    GatherTable,
-    checkerboard_rows,
-    checkerboard_table,
-    convolution_table,
-    plain_rows,
-    transposed_tables,
-)
-from ...coding.tables import MAX_VALUE, SCALE_TABLE, CodingTables
+from ...coding.tables import MAX_VALUE, SCALE_TABLE, CodingTables, ideal_bits
 from .configuration_elic import ElicConfig
+from .gains_elic import MEAN_UNIT, Quantizer, quantizers
+from .grids_elic import GridTables, grid_tables
 from .layers_elic import support_groups
 
 
 if TYPE_CHECKING:
     from ...coding.rans import TableCoder
 
-MEAN_UNIT = 64
 SCALE_UNIT = 1024
 
-# (group, pass, means, scales) -> symbols; all int32 `(rows of one pass, channels of the group)`
-CodePass = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
+# (group, pass, means, scales in steps, quantizer) -> symbols; all int32 `(rows of one pass, channels of the group)`
+CodePass = Callable[[int, int, torch.Tensor, torch.Tensor, Quantizer], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,14 +41,14 @@ class EncodedLatents:
 
     Attributes:
         latents: `y_hat`, float32 `(batch, latent_channels, height, width)`.
-        residuals: `y_hat` minus the predicted means, same shape: integers.
-        scales: Predicted standard deviations, same shape.
+        deviations: `y` minus the predicted means in steps of the quantizer, same shape; the symbols before rounding.
+        scales: Predicted standard deviations in the same steps, same shape.
         symbols: int16 `(batch, symbols)` on the CPU: z, then every group's anchors and non-anchors.
         indexes: int16, same shape: the table of each symbol.
     """
 
     latents: torch.Tensor
-    residuals: torch.Tensor
+    deviations: torch.Tensor
     scales: torch.Tensor
     symbols: torch.Tensor
     indexes: torch.Tensor
@@ -76,16 +69,6 @@ class PreparedCoder:
     coder: "TableCoder"
     fingerprint: int
     lookup: torch.Tensor
-
-
-@dataclass(frozen=True)
-class GridTables:
-    """Gather tables for pictures of one latent size."""
-
-    rows: torch.Tensor
-    h_s: tuple[list[GatherTable], list[GatherTable], GatherTable]
-    context: GatherTable
-    spatial: GatherTable
 
 
 class CodingTableBuffers(nn.Module):
@@ -207,32 +190,21 @@ class ExactElic(nn.Module):
         if key not in self._grids:
             if len(self._grids) >= 16:
                 self._grids.pop(next(iter(self._grids)))
-            kernel = self.config.kernel_size
-            rows = checkerboard_rows(batch, height, width)
-            quarter, half = (plain_rows(batch, height // n, width // n) for n in (4, 2))
-            plain = plain_rows(batch, height, width)
-            grid = GridTables(
-                rows=rows,
-                h_s=(
-                    transposed_tables(quarter, half, kernel),
-                    transposed_tables(half, plain, kernel),
-                    convolution_table(plain, rows, 3),
-                ),
-                context=convolution_table(rows, rows, kernel),
-                spatial=checkerboard_table(rows, kernel),
-            )
-            self._grids[key] = _grid_to(grid, device)
+            self._grids[key] = grid_tables(batch, height, width, self.config.kernel_size).to(device)
         return self._grids[key]
 
     # --- the networks ---------------------------------------------------------------------------------------------
 
-    def _walk(self, z_symbols: torch.Tensor, height: int, width: int, code: CodePass) -> torch.Tensor:
+    def _walk(
+        self, z_symbols: torch.Tensor, height: int, width: int, gains: torch.Tensor | None, code: CodePass
+    ) -> torch.Tensor:
         """Runs all groups and passes in coding order.
 
         Args:
             z_symbols: int32 `(batch, height / 4 * width / 4, hidden_channels)`.
             height, width: Latent size.
-            code: Supplies the symbols of each pass, given its integer means and scales.
+            gains: As in `encode`.
+            code: Supplies the symbols of each pass, given its integer means, scales and quantizer.
 
         Returns:
             `y_hat` in units of 1/64: int32 `(batch, latent_channels, height, width)`.
@@ -240,6 +212,7 @@ class ExactElic(nn.Module):
         device, sizes = z_symbols.device, list(self.config.group_channels)
         executor = resolve_executor(self.executor, device)
         grid = self._grid(len(z_symbols), height, width, device)
+        passes = quantizers(gains, grid.rows)
         hyper = self.z_input(z_symbols.flatten(0, 1))
         for layer, tables in zip(self.h_s, grid.h_s, strict=True):
             hyper = layer(hyper, tables, executor)
@@ -253,13 +226,20 @@ class ExactElic(nn.Module):
                     context = layer(context, grid.context, executor)
                 shared.insert(0, context)
             group = slice(sum(sizes[:k]), sum(sizes[: k + 1]))
-            values = self._walk_group(k, group, shared, grid, code, executor)
+            values = self._walk_group(k, group, shared, grid, passes, code, executor)
             y_hat[:, group] = values
             activations.append(self._activate(values, group))
         return y_hat[grid.rows].permute(0, 3, 1, 2).contiguous()
 
     def _walk_group(
-        self, k: int, group: slice, shared: list[torch.Tensor], grid: GridTables, code: CodePass, executor: str
+        self,
+        k: int,
+        group: slice,
+        shared: list[torch.Tensor],
+        grid: GridTables,
+        passes: tuple[Quantizer, Quantizer],
+        code: CodePass,
+        executor: str,
     ) -> torch.Tensor:
         """Anchors, then non-anchors of one group; returns its `y_hat` rows in units of 1/64."""
         size = group.stop - group.start
@@ -267,16 +247,16 @@ class ExactElic(nn.Module):
         first, second, third = self.parameter_aggregations[k]
         # Anchors have no spatial context: the activation that stands for zero.
         spatial = first.padding[: 2 * size].expand(half, -1)
-        passes = []
-        for number in (0, 1):
+        decoded = []
+        for number, quantizer in enumerate(passes):
             inputs = torch.cat([spatial, *(part[number * half : (number + 1) * half] for part in shared)], 1)
             parameters = third(second(first(inputs, None, executor), None, executor), None, executor)
             means = parameters[:, :size].contiguous()
-            symbols = code(k, number, means, parameters[:, size:].contiguous())
-            passes.append(symbols * MEAN_UNIT + means)
+            symbols = code(k, number, means, quantizer.relative(parameters[:, size:].contiguous()), quantizer)
+            decoded.append(quantizer.dequantize(symbols) + means)
             if number == 0:
-                spatial = self.spatial_contexts[k](self._activate(passes[0], group), grid.spatial, executor)
-        return torch.cat(passes)
+                spatial = self.spatial_contexts[k](self._activate(decoded[0], group), grid.spatial, executor)
+        return torch.cat(decoded)
 
     def _activate(self, values: torch.Tensor, group: slice) -> torch.Tensor:
         parts = (self.y_input.multiplier, self.y_input.offset, self.y_input.shift)
@@ -299,13 +279,14 @@ class ExactElic(nn.Module):
     # --- coding ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, y: torch.Tensor, z_symbols: torch.Tensor) -> EncodedLatents:
+    def encode(self, y: torch.Tensor, z_symbols: torch.Tensor, gains: torch.Tensor | None = None) -> EncodedLatents:
         """Quantizes latents around the integer means.
 
         Args:
             y: Float `(batch, latent_channels, height, width)`.
             z_symbols: Quantized hyper-latents relative to the medians, integer-valued, `(batch, hidden_channels,
                 height / 4, width / 4)`.
+            gains: int64 `(batch, height, width)`, of the quantizer, in 1/64 octaves; `None` for 0.
         """
         batch, _, height, width = y.shape
         z_rows = z_symbols.flatten(2).transpose(1, 2).clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32).contiguous()
@@ -316,22 +297,23 @@ class ExactElic(nn.Module):
         sizes = list(self.config.group_channels)
         symbols = [z_rows.reshape(batch, -1).to("cpu", torch.int16)]
         indexes = [self._z_indexes(batch, z_rows.shape[1])]
-        residual_rows, scale_rows = torch.empty_like(y_rows), torch.empty_like(y_rows)
+        deviation_rows, scale_rows = torch.empty_like(y_rows), torch.empty_like(y_rows)
 
-        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
             block = (slice(number * half, (number + 1) * half), slice(sum(sizes[:k]), sum(sizes[: k + 1])))
-            chosen = (y_rows[block] - means / MEAN_UNIT).round().clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32)
+            deviations = quantizer.in_steps(y_rows[block] - means / MEAN_UNIT)
+            chosen = deviations.round().clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32)
             symbols.append(chosen.view(batch, -1).to("cpu", torch.int16))
             indexes.append(self._indexes(scales, lookup).view(batch, -1))
-            residual_rows[block] = chosen.float()
+            deviation_rows[block] = deviations
             scale_rows[block] = scales / SCALE_UNIT
             return chosen
 
         with torch.autocast(y.device.type, enabled=False):
-            y_hat = self._walk(z_rows, height, width, code)
+            y_hat = self._walk(z_rows, height, width, gains, code)
         return EncodedLatents(
             latents=y_hat.float() / MEAN_UNIT,
-            residuals=residual_rows[grid.rows].permute(0, 3, 1, 2),
+            deviations=deviation_rows[grid.rows].permute(0, 3, 1, 2),
             scales=scale_rows[grid.rows].permute(0, 3, 1, 2),
             symbols=torch.cat(symbols, 1),
             indexes=torch.cat([part.to(torch.int16) for part in indexes], 1),
@@ -341,9 +323,17 @@ class ExactElic(nn.Module):
         """Entropy codes each picture of a batch into a payload of its own."""
         return self._prepare().coder.encode(encoded.symbols.numpy(), encoded.indexes.numpy())
 
+    def cost(self, deviations: torch.Tensor, scales: torch.Tensor) -> float:
+        """Ideal code length of a picture's y in bits; both as in `EncodedLatents`, without the batch."""
+        symbols = deviations.round().clamp(-MAX_VALUE, MAX_VALUE)
+        indexes = torch.bucketize(scales * SCALE_UNIT, self.thresholds)
+        return ideal_bits(symbols.cpu().numpy(), indexes.cpu().numpy(), self.tables.tables())
+
     @torch.no_grad()
-    def decode(self, payloads: list[bytes], height: int, width: int) -> torch.Tensor:
-        """Latents of pictures of one size: float32 `(batch, latent_channels, height, width)`.
+    def decode(
+        self, payloads: list[bytes], height: int, width: int, gains: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents of pictures of one size and their gains: float32 `(batch, latent_channels, height, width)`.
 
         Raises:
             BitstreamError: If a payload is damaged.
@@ -354,28 +344,15 @@ class ExactElic(nn.Module):
         positions = (height // 4) * (width // 4)
         z_rows = torch.from_numpy(decoder.decode(self._z_indexes(batch, positions).numpy()))
 
-        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
             indexes = self._indexes(scales, prepared.lookup)
             decoded = torch.from_numpy(decoder.decode(indexes.view(batch, -1).numpy()))
             return decoded.view(scales.shape).to(device, torch.int32)
 
         with torch.autocast(device.type, enabled=False):
-            y_hat = self._walk(z_rows.view(batch, positions, -1).to(device, torch.int32), height, width, code)
+            y_hat = self._walk(z_rows.view(batch, positions, -1).to(device, torch.int32), height, width, gains, code)
         decoder.finish()
         return y_hat.float() / MEAN_UNIT
 
 
-def _grid_to(grid: GridTables, device: torch.device) -> GridTables:
-    def move(table: GatherTable) -> GatherTable:
-        return GatherTable(table.rows.to(device), None if table.targets is None else table.targets.to(device))
-
-    first, second, third = grid.h_s
-    return GridTables(
-        rows=grid.rows.to(device),
-        h_s=([move(table) for table in first], [move(table) for table in second], move(third)),
-        context=move(grid.context),
-        spatial=move(grid.spatial),
-    )
-
-
-__all__ = ["MEAN_UNIT", "SCALE_UNIT", "EncodedLatents", "ExactElic"]
+__all__ = ["SCALE_UNIT", "EncodedLatents", "ExactElic"]

@@ -9,6 +9,7 @@ from ...coding.bitstream import Bitstream, BitstreamError
 from ...coding.tables import SCALE_TABLE, ideal_bits
 from ..entropy_models import gaussian_likelihood
 from .exact_elic import EncodedLatents
+from .gains_elic import gain_grid
 from .modeling_elic import ElicModel
 
 
@@ -65,7 +66,8 @@ def inspect_bitstream(codec: ElicModel, data: bytes) -> BitstreamReport:
     assert isinstance(latents, torch.Tensor), "one bitstream has one latent size"
     container = Bitstream.parse(data, max_pixels=codec.config.max_pixels)
     z_symbols = _decode_z(codec, container.payload, latents.shape[2] // 4, latents.shape[3] // 4)
-    encoded = codec.exact.encode(latents, z_symbols)
+    gains = gain_grid([container.gain], [container.gain_map], *latents.shape[2:], latents.device)
+    encoded = codec.exact.encode(latents, z_symbols, gains)
     if not torch.equal(encoded.latents, latents) or codec.exact.pack(encoded) != [container.payload]:
         raise BitstreamError("The decoded latents do not encode to the same bytes. Encode the picture again.")
     segments = _symbol_segments(codec, encoded, z_symbols)
@@ -95,7 +97,7 @@ def _symbol_segments(codec: ElicModel, encoded: EncodedLatents, z_symbols: torch
     medians = codec.entropy_bottleneck.medians.float()[:, None, None]
     likelihoods = [codec.entropy_bottleneck.likelihood(z_symbols + medians)]
     zero = torch.zeros_like(encoded.scales)
-    likelihoods += gaussian_likelihood(encoded.residuals, encoded.scales, zero).split(sizes, 1)
+    likelihoods += gaussian_likelihood(encoded.deviations.round(), encoded.scales, zero).split(sizes, 1)
     names = ["z", *(f"y group {number}" for number in range(1, len(sizes) + 1))]
     tables, segments, first = codec.exact.tables.tables(), [], 0
     for name, likelihood in zip(names, likelihoods, strict=True):

@@ -8,10 +8,12 @@ from torch import nn
 from transformers import initialization as init
 
 from ...coding.bitstream import Bitstream
+from ...coding.gain_map import GainMap
 from ..entropy_models import FactorizedPrior, additive_noise, gaussian_likelihood, straight_through_round
 from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, pad_to_multiple
 from .configuration_elic import ElicConfig
 from .exact_elic import EncodedLatents, ExactElic
+from .gains_elic import check_one_rate, gain_grid, integer_gains, maps_of_pictures, quality_gain
 from .layers_elic import (
     CheckerboardConv2d,
     analysis_transform,
@@ -23,6 +25,7 @@ from .layers_elic import (
     support_groups,
     synthesis_transform,
 )
+from .rate_control import Coder, reach_sizes
 
 
 # Latent positions that are decoded together: bounds the memory, whatever the number of pictures
@@ -199,41 +202,90 @@ class ElicModel(ElicPreTrainedModel):
         return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> CodecEncoderOutput:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        gain: float | Sequence[float] = 0.0,
+        gain_maps: GainMap | Sequence[GainMap | None] | None = None,
+    ) -> CodecEncoderOutput:
         """Latents as `compress` followed by `decompress` yields them, without the bytes.
 
         Args:
             pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1], any size: sides are padded to multiples
                 of 64 by repeating the last row and column.
+            gain, gain_maps: As in `compress`.
 
         Returns:
             Latents in float32 and the estimated likelihoods under the integer networks' means and scales.
         """
-        encoded, z_hat = self._encode_exact(pixel_values)
+        y, z_symbols = self._analyse(pixel_values)
+        gains = integer_gains(gain, len(y))
+        maps = maps_of_pictures(gain_maps, len(y))
+        encoded = self.exact.encode(y, z_symbols, gain_grid(gains, maps, *y.shape[-2:], y.device))
         likelihoods = {
-            "y": gaussian_likelihood(encoded.residuals, encoded.scales, torch.zeros_like(encoded.scales)),
-            "z": self.entropy_bottleneck.likelihood(z_hat),
+            "y": gaussian_likelihood(encoded.deviations.round(), encoded.scales, torch.zeros_like(encoded.scales)),
+            "z": self.entropy_bottleneck.likelihood(z_symbols + self._medians()),
         }
         return CodecEncoderOutput(latents=encoded.latents, likelihoods=likelihoods)
 
     @torch.no_grad()
-    def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[bytes]:
-        """Self-contained bitstreams, one per picture.
+    def compress(
+        self,
+        pixel_values: torch.Tensor | Sequence[torch.Tensor],
+        *,
+        gain: float | Sequence[float] = 0.0,
+        gain_maps: GainMap | Sequence[GainMap | None] | None = None,
+        quality: float | None = None,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+    ) -> list[bytes]:
+        """Self-contained bitstreams, one per picture, at the rate the codec was trained for or any other.
 
         Args:
             pixel_values: Shape `(batch, 3, height, width)`, or a list of `(3, height, width)` pictures of any sizes;
                 values in [0, 1].
+            gain: Octaves by which the quantizer is finer than it was trained, -8 to 5, for all pictures or one each;
+                rounded to 1/64. 1 halves its step.
+            gain_maps: Which regions get more and which less, for all pictures or one each.
+            quality: In place of `gain`, on the scale of the trained rates: 2.5 lies between 2 and 3. Where lambda
+                doubles from each to the next, that is half an octave.
+            target_bytes: In place of `gain`, the size of every bitstream, reached as closely as three encodes allow.
+            target_bpp: Likewise, in bits per pixel.
+
+        Raises:
+            ValueError: If more than one of `gain`, `quality`, `target_bytes` and `target_bpp` is given, one is out of
+                range, or a picture cannot be made as small as wanted.
         """
+        check_one_rate(gain, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
+        batches = _batches_of_one_size(pixel_values)
+        count = sum(len(pictures) for pictures in batches)
+        gains = integer_gains(gain if quality is None else quality_gain(quality, self.config.quality), count)
+        maps = maps_of_pictures(gain_maps, count)
         bitstreams: list[bytes] = []
-        for pictures in _batches_of_one_size(pixel_values):
+        for pictures in batches:
             height, width = pictures.shape[-2:]
-            self._check_size(height, width)
-            encoded, _ = self._encode_exact(pictures)
-            bitstreams += [
-                Bitstream(self.exact.fingerprint, height, width, payload).pack()
-                for payload in self.exact.pack(encoded)
-            ]
+            chosen = slice(len(bitstreams), len(bitstreams) + len(pictures))
+            code = self._coder(pictures, maps[chosen])
+            if target_bytes is None and target_bpp is None:
+                bitstreams += code(gains[chosen])[1]
+            else:
+                target = target_bytes if target_bpp is None else target_bpp * height * width / 8
+                bitstreams += reach_sizes(code, [target] * len(pictures), self.exact.cost)
         return bitstreams
+
+    def _coder(self, pictures: torch.Tensor, maps: list[GainMap | None]) -> Coder:
+        """Encodes pictures of one size at any gains; g_a and h_a run only once."""
+        height, width = pictures.shape[-2:]
+        self._check_size(height, width)
+        y, z_symbols = self._analyse(pictures)
+
+        def code(gains: list[int]) -> tuple[EncodedLatents, list[bytes]]:
+            encoded = self.exact.encode(y, z_symbols, gain_grid(gains, maps, *y.shape[-2:], y.device))
+            parts = zip(self.exact.pack(encoded), gains, maps, strict=True)
+            return encoded, [Bitstream(self.exact.fingerprint, height, width, *part).pack() for part in parts]
+
+        return code
 
     @torch.no_grad()
     def decompress(self, bitstreams: Sequence[bytes]) -> torch.Tensor | list[torch.Tensor]:
@@ -260,7 +312,13 @@ class ElicModel(ElicPreTrainedModel):
             count = max(1, _POSITIONS_PER_BATCH // (height * width))
             for first in range(0, len(indexes), count):
                 chosen = indexes[first : first + count]
-                decoded = self.exact.decode([parsed[index].payload for index in chosen], height, width)
+                pictures = [parsed[index] for index in chosen]
+                gains = gain_grid(
+                    [picture.gain for picture in pictures],
+                    [picture.gain_map for picture in pictures],
+                    *(height, width, self.device),
+                )
+                decoded = self.exact.decode([picture.payload for picture in pictures], height, width, gains)
                 for index, picture in zip(chosen, decoded, strict=True):
                     latents[index] = picture
         return torch.stack(latents) if len(buckets) == 1 else latents
@@ -300,12 +358,14 @@ class ElicModel(ElicPreTrainedModel):
         """Loss of the prior's quantiles, for an optimizer of its own over `entropy_bottleneck.quantiles`."""
         return self.entropy_bottleneck.aux_loss()
 
-    def _encode_exact(self, pixel_values: torch.Tensor) -> tuple[EncodedLatents, torch.Tensor]:
+    def _analyse(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """y, and the hyper-latents rounded relative to the medians."""
         self.update_tables()
         y = self.g_a(self._check_pixels(pixel_values))
-        medians = self.entropy_bottleneck.medians.float()[:, None, None]
-        z_symbols = (self.h_a(y).float() - medians).round()
-        return self.exact.encode(y, z_symbols), z_symbols + medians
+        return y, (self.h_a(y).float() - self._medians()).round()
+
+    def _medians(self) -> torch.Tensor:
+        return self.entropy_bottleneck.medians.float()[:, None, None]
 
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):

@@ -10,7 +10,8 @@ from torch import nn
 from ...coding.exact import ActivationRange, ExactConv, ExactUpsample
 from ...coding.tables import SCALE_TABLE, CodingTables, concatenate, gaussian_tables, tables_from_pmfs
 from ..entropy_models import FactorizedPrior
-from .exact_elic import MEAN_UNIT, SCALE_UNIT
+from .exact_elic import SCALE_UNIT
+from .gains_elic import MEAN_UNIT
 from .layers_elic import CheckerboardConv2d, checkerboard, support_groups
 from .modeling_elic import ElicModel
 

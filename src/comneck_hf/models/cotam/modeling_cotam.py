@@ -1,0 +1,213 @@
+"""CoTAM: bits go where CLIP looks, and CLIP sees the decoded picture and, through an adapter, the latents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPVisionEmbeddings
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from ...coding.gain_map import GainMap
+from ..clip_inputs import clip_inputs
+from ..codec_vision import CodecVisionModel, LatentVisionModel, sort_inputs
+from ..comneck.neck_comneck import TransformNeck
+from ..image_codec import CodecEncoderOutput
+from .configuration_cotam import CotamConfig, CotamVisionConfig
+from .guide_cotam import ShallowAttentionGuide
+from .importance_cotam import quantize_importance
+
+
+class CotamVisionModel(LatentVisionModel):
+    """CLIP vision tower that sees a decoded picture and, through an adapter, the latents it was decoded from.
+
+    latents --------> adapter (gated) ---------------+
+                                                     v
+    reconstruction -> embeddings -> pre_layrnorm --> + -> layers 0.. -> post_layernorm (class token)
+
+    The adapter is a [`TransformNeck`]; its gate is 0 before training, so that the tower starts as CLIP on decoded
+    pictures.
+    """
+
+    config: CotamVisionConfig
+    reader = "adapter"
+    _can_record_outputs = {
+        "hidden_states": CLIPEncoderLayer,
+        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="encoder.layers"),
+    }
+
+    def __init__(self, config: CotamVisionConfig) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.embeddings = CLIPVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.adapter = TransformNeck(config) if config.use_adapter else None
+        self.encoder = CLIPEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TransformNeck):
+            module.init_weights()
+
+    def picture_tokens(self, pictures: torch.Tensor, *, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """What CLIP's first layer reads of pictures: the reconstruction prior.
+
+        Args:
+            pictures: Shape `(batch, 3, height, width)`, values in [0, 1], any size.
+            grid: Rows and columns of patches, the tower's own by default; positions are interpolated for others.
+
+        Returns:
+            Shape `(batch, 1 + rows * columns, hidden_size)`: class token first.
+        """
+        rows, columns = grid or self.config.latent_grid
+        size = (rows * self.config.patch_size, columns * self.config.patch_size)
+        weight = self.embeddings.patch_embedding.weight
+        pixels = clip_inputs(pictures.to(weight.device, weight.dtype), size)
+        is_other = size != (self.config.image_size,) * 2
+        return self.pre_layrnorm(self.embeddings(pixels, interpolate_pos_encoding=is_other))
+
+    def tokens(
+        self,
+        latents: torch.Tensor,
+        picture_tokens: torch.Tensor | None = None,
+        *,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """The sum that CLIP's first layer reads, `(batch, 1 + height * width, hidden_size)`.
+
+        Args:
+            latents: Shape `(batch, latent_channels, height, width)`.
+            picture_tokens: Of the decoded picture; `None` without reconstruction prior.
+            interpolate_pos_encoding: As in `forward`.
+        """
+        if self.adapter is None:
+            return picture_tokens
+        tokens = self.adapter(latents, interpolate_pos_encoding=interpolate_pos_encoding)
+        return tokens if picture_tokens is None else picture_tokens + tokens
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        reconstruction: torch.Tensor | None = None,
+        picture_tokens: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Features from latents and the picture they decode to; or, as `CLIPVisionModel`, from a picture alone.
+
+        Args:
+            pixel_values: Shape `(batch, 3, image_size, image_size)`, normalized as for CLIP: takes CLIP's path,
+                without adapter. With `latent_channels` channels they **are** latents.
+            latents: Shape `(batch, latent_channels, height, width)`.
+            reconstruction: What the codec decodes from them: `(batch, 3, height, width)` of any size, values in
+                [0, 1]. With the reconstruction prior either it is needed, or
+            picture_tokens: what the method of that name makes of it.
+            interpolate_pos_encoding: Accept other sizes, with positions interpolated.
+            kwargs: `output_hidden_states` (also an index or a list of indices), `output_attentions`, `return_dict`.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, tokens, hidden_size)`, `pooler_output` `(batch, hidden_size)`;
+            `hidden_states` and `attentions` numbered as CLIP's.
+
+        Raises:
+            ValueError: If the inputs are too many or too few, or their shapes fit no path.
+        """
+        pixel_values, latents = sort_inputs(pixel_values, latents, self.config)
+        if latents is None:
+            embeddings = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+            return self._features(self.pre_layrnorm(embeddings), **kwargs)
+        needs_picture = self.config.reads_pictures
+        if needs_picture == (reconstruction is None and picture_tokens is None):
+            raise ValueError(
+                "This tower reads latents and the picture they decode to: pass `reconstruction`, or use `CotamModel`, "
+                "which decodes it."
+                if needs_picture
+                else "This tower has `use_reconstruction_prior=False` and reads `latents` alone."
+            )
+        if reconstruction is not None:
+            picture_tokens = self.picture_tokens(reconstruction, grid=tuple(latents.shape[2:]))
+        tokens = self.tokens(latents, picture_tokens, interpolate_pos_encoding=bool(interpolate_pos_encoding))
+        return self._features(tokens, **kwargs)
+
+
+class CotamModel(CodecVisionModel):
+    """Bytes in, CLIP features out, with bits where CLIP looks: guide, codec, adapter, CLIP, projection.
+
+    edge    pixel_values -> guide -> gain_maps -+
+               +--------------------------------+-> compress -> bitstreams
+    server  bitstreams -> decompress -> latents -> reconstruct -> vision_model -> visual_projection -> image_embeds
+                                           +--------------------------^
+
+    It fits into LLaVA as `vision_tower`.
+    """
+
+    config: CotamConfig
+    config_class = CotamConfig
+    base_model_prefix = "cotam"
+
+    def _build_tower(self, config: CotamConfig) -> CotamVisionModel:
+        return CotamVisionModel._from_config(config.vision_config)
+
+    @property
+    def coder(self) -> PreTrainedModel | None:
+        """The model itself, with its guide."""
+        return None if self.codec is None else self
+
+    @torch.no_grad()
+    def importance(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Where CLIP's shallow layers look in pictures: float `(batch, 1, rows, columns)` of the patch grid.
+
+        Args:
+            pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1], any size.
+        """
+        return ShallowAttentionGuide(self.vision_model, layers=self.config.guide_layers)(pixel_values)
+
+    def gain_maps(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[GainMap]:
+        """The guide's gain map of every picture; arguments as in `compress`."""
+        if not isinstance(pixel_values, torch.Tensor):
+            return [self.gain_maps(picture[None])[0] for picture in pixel_values]
+        config = self.config
+        return quantize_importance(
+            self.importance(pixel_values),
+            grid=tuple(config.guide_grid),
+            threshold=config.guide_threshold,
+            levels=config.guide_levels,
+            step=config.gain_step,
+        )
+
+    def encode(self, pixel_values: torch.Tensor, **options: Any) -> CodecEncoderOutput:
+        """As in [`CodecVisionModel`], with the guide's gain maps where `options` have no `gain_maps`."""
+        return super().encode(pixel_values, **self._guided(pixel_values, options))
+
+    def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **options: Any) -> list[bytes]:
+        """One self-contained bitstream per picture, with the guide's gain maps where there are no others.
+
+        Args:
+            pixel_values: As in `forward`, any size; or a list of `(3, height, width)` pictures of any sizes.
+            options: Of the codec's `compress`, such as `gain` and `target_bytes`. `gain_maps` take the place of the
+                guide's; `None` stands for no map.
+        """
+        return super().compress(pixel_values, **self._guided(pixel_values, options))
+
+    def _guided(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]) -> dict[str, Any]:
+        if "gain_maps" in options or not self.config.use_guide:
+            return options
+        return {**options, "gain_maps": self.gain_maps(pixel_values)}
+
+    def _see(self, latents: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        if self.config.vision_config.reads_pictures:
+            kwargs["reconstruction"] = self.reconstruct(latents)
+        return self.vision_model(latents=latents, **kwargs)
+
+
+__all__ = ["CotamModel", "CotamVisionModel"]
