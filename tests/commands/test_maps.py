@@ -40,7 +40,7 @@ def test_the_window_is_where_the_processor_puts_the_pixels(name, size):
     rows, columns = torch.nonzero(bright.any(1)).flatten(), torch.nonzero(bright.any(0)).flatten()
     height, width = bright.shape
     top, left, bottom, right = coded_window(processor, (size[1], size[0]))
-    assert prepared.window == (top, left, bottom, right)
+    assert prepared.window == pytest.approx((top, left, bottom, right))
     found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     expected = [
         width * (box[0] / size[0] - left) / (right - left),
