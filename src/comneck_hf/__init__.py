@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .coding.bitstream import BITSTREAM_VERSION, Bitstream, BitstreamError
+    from .coding.gain_map import GainMap
     from .integrations.llava import ImageFeatures, attach_vision_tower, image_features, llava_next_processor
     from .models.comneck.configuration_comneck import ComNeckConfig, ComNeckVisionConfig
     from .models.comneck.image_processing_comneck import ComNeckImageProcessor
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from .models.compressai.configuration_compressai import CompressaiConfig
     from .models.compressai.modeling_compressai import CompressaiModel
     from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
+    from .models.cotam.guide_cotam import ShallowAttentionGuide
+    from .models.cotam.importance_cotam import quantize_importance
     from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
+    from .models.cotam.regions_cotam import gain_map_from_boxes, gain_map_from_picture
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
     from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
@@ -68,6 +72,7 @@ _MODULES = {
     "CotamVisionModel": ".models.cotam.modeling_cotam",
     "ElicConfig": ".models.elic.configuration_elic",
     "ElicModel": ".models.elic.modeling_elic",
+    "GainMap": ".coding.gain_map",
     "ImageFeatures": ".integrations.llava",
     "LlavoltaConfig": ".models.llavolta.configuration_llavolta",
     "LlavoltaForConditionalGeneration": ".models.llavolta.modeling_llavolta",
@@ -77,13 +82,17 @@ _MODULES = {
     "LlavoltaNextModel": ".models.llavolta.modeling_llavolta",
     "LlavoltaTextConfig": ".models.llavolta.configuration_llavolta",
     "LlavoltaTextModel": ".models.llavolta.language_llavolta",
+    "ShallowAttentionGuide": ".models.cotam.guide_cotam",
     "TicConfig": ".models.tic.configuration_tic",
     "TicModel": ".models.tic.modeling_tic",
     "TransformNeck": ".models.comneck.neck_comneck",
     "attach_vision_tower": ".integrations.llava",
+    "gain_map_from_boxes": ".models.cotam.regions_cotam",
+    "gain_map_from_picture": ".models.cotam.regions_cotam",
     "image_features": ".integrations.llava",
     "llava_next_processor": ".integrations.llava",
     "pool_visual_tokens": ".models.llavolta.modeling_llavolta",
+    "quantize_importance": ".models.cotam.importance_cotam",
 }
 
 
@@ -145,6 +154,7 @@ __all__ = [
     "CotamVisionModel",
     "ElicConfig",
     "ElicModel",
+    "GainMap",
     "ImageFeatures",
     "LlavoltaConfig",
     "LlavoltaForConditionalGeneration",
@@ -154,15 +164,19 @@ __all__ = [
     "LlavoltaNextModel",
     "LlavoltaTextConfig",
     "LlavoltaTextModel",
+    "ShallowAttentionGuide",
     "TicConfig",
     "TicModel",
     "TransformNeck",
     "__version__",
     "attach_vision_tower",
+    "gain_map_from_boxes",
+    "gain_map_from_picture",
     "image_features",
     "llava_next_processor",
     "pool_visual_tokens",
     "pretrained",
+    "quantize_importance",
 ]
 
 # `comneck --help` must answer within a second, and torch alone takes longer to import: the commands that need models
