@@ -36,6 +36,16 @@ def run(*words: object) -> tuple[int, str]:
     return result.exit_code, result.stdout + (result.stderr if result.exit_code else "")
 
 
+def test_models_and_their_codecs_are_measured_at_several_gains(data, tmp_path):
+    words = ["eval", "--data", data / "labelled", "--baseline", "reconstruction", "--gain", -1, "--gain", 0.5]
+    code, text = run(*words, "--output", tmp_path / "gains.json", "--quiet", "--json")
+    assert code == 0, text
+    reconstruction, d1 = (system["results"] for system in json.loads(text)["tasks"]["zero-shot"]["systems"])
+    assert d1["quality"] == reconstruction["quality"] == ["q2 -1", "q2 +0.5"]
+    assert d1["bytes"] == reconstruction["bytes"]
+    assert d1["bytes"][0] < 0.8 * d1["bytes"][1]
+
+
 def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
     output = tmp_path / "results" / "evaluation.json"
     words = ["eval", "--data", data / "labelled", "--distortion-data", data / "files", "--output", output]

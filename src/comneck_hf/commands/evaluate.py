@@ -47,6 +47,10 @@ EpisodesOption = Annotated[int, typer.Option("--episodes", min=1, help="Of few-s
 DistortionDataOption = Annotated[
     str | None, typer.Option("--distortion-data", help="Folder of pictures of any size, for the task distortion.")
 ]
+GainsOption = Annotated[
+    list[float] | None,
+    typer.Option("--gain", help="Octaves by which models and their codecs quantize finer; repeat for more."),
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")]
 WorkDirOption = Annotated[
     Path | None, typer.Option("--work-dir", help="Keeps what is done, by default OUTPUT without suffix.")
@@ -70,6 +74,7 @@ def evaluate(
     questions: QuestionsOption = 2000,
     episodes: EpisodesOption = 500,
     distortion_data: DistortionDataOption = None,
+    gain: GainsOption = None,
     output: OutputOption = Path("evaluation.json"),
     work_dir: WorkDirOption = None,
     batch_size: BatchOption = 64,
@@ -95,6 +100,7 @@ def evaluate(
         questions=questions,
         episodes=episodes,
         distortion_data=distortion_data,
+        gains=gain or (),
         num_proc=num_proc,
         **placement(device, dtype),
     )

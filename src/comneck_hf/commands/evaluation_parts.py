@@ -55,6 +55,7 @@ class Parts:
         questions_data, questions: Pictures with questions, and how many of them at most.
         episodes: Of few-shot classification.
         distortion_data: Folder of pictures of any size.
+        gains: At which models and their codecs are measured, in octaves; as they were trained where there are none.
         num_proc: Picture files coded at a time.
         device, dtype: Of all models.
     """
@@ -70,6 +71,7 @@ class Parts:
     questions: int = 2000
     episodes: int = 500
     distortion_data: str | None = None
+    gains: Sequence[float] = ()
     num_proc: int = 1
     device: torch.device
     dtype: torch.dtype
@@ -81,7 +83,7 @@ class Parts:
             ValueError: If a name is unknown.
         """
         builders = [builder for name in names for builder in self._named(name)]
-        return builders + [partial(self._latents, name) for name in self.models]
+        return builders + self._at_gains(self._latents, self.models)
 
     def baseline(self, name: str) -> Baseline:
         """The one baseline of this name; `"latents"` for the model.
@@ -89,7 +91,7 @@ class Parts:
         Raises:
             ValueError: If the name is unknown or stands for several.
         """
-        builders = [partial(self._latents, model) for model in self.models] if name == "latents" else self._named(name)
+        builders = self._at_gains(self._latents, self.models) if name == "latents" else self._named(name)
         if len(builders) != 1:
             raise ValueError(
                 f"{name!r} stands for {len(builders)} baselines of this model; one is needed, such as jpeg:10."
@@ -101,7 +103,7 @@ class Parts:
         if name == "original":
             return [Original]
         if name == "reconstruction":
-            return [partial(self._reconstruction, model) for model in self.models if self._decodes(model)]
+            return self._at_gains(self._reconstruction, [model for model in self.models if self._decodes(model)])
         if kind == "codec" and folder:
             return [partial(self._codec, folder)]
         if kind == "post-processing" and folder:
@@ -121,9 +123,12 @@ class Parts:
             raise ValueError(f"Qualities of {file_format} are {low} to {high}, got {level}.")
         return [partial(PictureFiles, file_format, num_threads=self.num_proc, **option) for option in options]
 
-    def _latents(self, name: str) -> Latents:
+    def _at_gains(self, build: Callable[[str, float | None], Baseline], names: Sequence[str]) -> list[Builder]:
+        return [partial(build, name, gain) for name in names for gain in self.gains or [None]]
+
+    def _latents(self, name: str, gain: float | None) -> Latents:
         curve, folder = _split_name(name)
-        return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None)
+        return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None, gain=gain)
 
     def _decodes(self, name: str) -> bool:
         return self._config(name).shows_pictures
@@ -134,13 +139,13 @@ class Parts:
             raise ValueError(f"{name!r} was saved without its codec and codes no pictures. Give a whole model.")
         return config
 
-    def _reconstruction(self, name: str) -> Reconstruction:
+    def _reconstruction(self, name: str, gain: float | None) -> Reconstruction:
         curve, folder = _split_name(name)
         config = self._config(name)
-        owner = curve or ("" if config.curve == "d1" else config.curve)
+        owner = curve or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
         codec = load_codec(folder, device=self.device, dtype=self.dtype)
         quality = f"q{config.quality}" if config.quality else ""
-        return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality)
+        return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality, gain=gain)
 
     def _codec(self, folder: str) -> Reconstruction:
         codec = load_codec(folder, device=self.device, dtype=self.dtype)

@@ -138,10 +138,14 @@ class Reconstruction(Baseline):
     Args:
         codec: Any model by our codec contract.
         name, quality: As in [`Baseline`].
+        gain: Of the codec's `compress`, where it has one.
     """
 
-    def __init__(self, codec: ImageCodec, *, name: str = "reconstruction", quality: str = "") -> None:
-        self.codec, self.name, self.quality = codec, name, quality
+    def __init__(
+        self, codec: ImageCodec, *, name: str = "reconstruction", quality: str = "", gain: float | None = None
+    ) -> None:
+        self.codec, self.name, self.quality = codec, name, _at_gain(quality, gain)
+        self._options = {} if gain is None else {"gain": gain}
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """Name, point and codec."""
@@ -151,7 +155,7 @@ class Reconstruction(Baseline):
         """Bitstreams, and the pictures that they decode to."""
         received = Received()
         with received.timed("encode"):
-            bitstreams = self.codec.compress(pictures / 255)
+            bitstreams = self.codec.compress(pictures / 255, **self._options)
         with received.timed("decode"):
             latents = self.codec.decompress(bitstreams)
             decoded = self.codec.decode(latents, size=tuple(pictures.shape[-2:]))
@@ -194,12 +198,21 @@ class Latents(Baseline):
     Args:
         model: Codec and tower.
         name, quality: As in [`Baseline`]; by default of the model's configuration.
+        gain: As in [`Reconstruction`].
     """
 
-    def __init__(self, model: CodecVisionModel, *, name: str | None = None, quality: str | None = None) -> None:
+    def __init__(
+        self,
+        model: CodecVisionModel,
+        *,
+        name: str | None = None,
+        quality: str | None = None,
+        gain: float | None = None,
+    ) -> None:
         self.comneck = model
         self.name = name or model.config.curve
-        self.quality = quality or (f"q{model.config.quality}" if model.config.quality else "")
+        self.quality = _at_gain(quality or (f"q{model.config.quality}" if model.config.quality else ""), gain)
+        self._options = {} if gain is None else {"gain": gain}
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
         """Name, point and model."""
@@ -209,7 +222,7 @@ class Latents(Baseline):
         """Bitstreams, and their latents."""
         received = Received()
         with received.timed("encode"):
-            bitstreams = self.comneck.compress(pictures / 255)
+            bitstreams = self.comneck.compress(pictures / 255, **self._options)
         with received.timed("decode"):
             received.latents = self.comneck.decompress(bitstreams)
         received.num_bytes = [len(bitstream) for bitstream in bitstreams]
@@ -220,6 +233,10 @@ class Latents(Baseline):
         if not self.comneck.config.shows_pictures:
             return None
         return (self.comneck.codec.decode(received.latents, size=size).float() * 255).round() / 255
+
+
+def _at_gain(quality: str, gain: float | None) -> str:
+    return quality if gain is None else f"{quality} {gain:+g}".strip()
 
 
 __all__ = [
