@@ -16,6 +16,7 @@ from .commands import encode as encoding
 from .commands import evaluate as evaluation
 from .commands.terminal import (
     DEFAULT_CLIP,
+    DEFAULT_LLAVA,
     DEFAULT_MODEL,
     BatchOption,
     DeviceOption,
@@ -188,7 +189,9 @@ def classify(
 def ask(
     bitstream: Annotated[Path, typer.Argument(metavar="FILE.cnk", help="A .cnk file, or a folder of them.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help='Such as "what is in the picture?".')],
-    llava: Annotated[str, typer.Option("--llava", help="LLaVA that answers: folder or Hub id.")],
+    llava: Annotated[
+        str, typer.Option("--llava", help="LLaVA that answers: folder, Hub id or packaged name.")
+    ] = DEFAULT_LLAVA,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="ComNeck to attach to a LLaVA that was trained on pixels.")
     ] = None,
@@ -201,7 +204,8 @@ def ask(
 ) -> None:
     """Ask a multimodal LLM about .cnk files, straight from their latents.
 
-    A LLaVA that was trained on pixels gets the tower of --model, whose neck must have been made for its CLIP.
+    A LLaVA that was trained on pixels gets the tower of --model, whose neck must have been made for its CLIP. The
+    packaged one knows colors and shapes of drawings and the names of Caltech-101.
     """
     from .commands.ask import answer_files, load_llava
     from .commands.files import BITSTREAM_SUFFIX, find_files

@@ -32,16 +32,18 @@ def environment(name: str, *flags: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def sharded(monkeypatch):
-    """This process as one that `accelerate launch` started with the file for FSDP2."""
+def sharded(monkeypatch, tmp_path):
+    """This process as the only one that `accelerate launch` started with the file for FSDP2."""
     before = set(os.environ)
     for key, value in environment("fsdp2.yaml").items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
+    torch.distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
     for key in set(os.environ) - before:
-        monkeypatch.delenv(key)
+        os.environ.pop(key)
 
 
 def test_accelerate_reads_the_files():
@@ -76,7 +78,7 @@ def test_a_sharded_neck_training_equals_a_whole_one_and_resumes(data_folder, cod
     weights = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "sharded")]
     assert weights[0].keys() == weights[1].keys()
     for name, expected in weights[0].items():
-        assert torch.allclose(weights[1][name].float(), expected.float(), atol=2e-3), name
+        assert torch.allclose(weights[1][name].float(), expected.float(), rtol=1e-3, atol=1e-4), name
     logs = [json.loads((tmp_path / run / "log.json").read_text())["log"] for run in ("whole", "sharded")]
     for key in ("loss", "validation_score"):
         curves = [[entry[key] for entry in log if key in entry] for log in logs]

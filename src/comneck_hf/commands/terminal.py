@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "comneck-tiny-d1-q2"
 DEFAULT_CLIP = "comneck-tiny-clip"
+DEFAULT_LLAVA = "comneck-tiny-llava"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -125,6 +126,7 @@ def complain(message: str) -> None:
 
 __all__ = [
     "DEFAULT_CLIP",
+    "DEFAULT_LLAVA",
     "DEFAULT_MODEL",
     "BatchOption",
     "DeviceOption",

@@ -32,7 +32,8 @@ def prepare_run(args: RunArguments) -> Accelerator:
     """Sets threads and seed and returns the accelerator of a run: GPUs if there are any, else the CPU.
 
     Raises:
-        ValueError: If the tracker of `report_to` is not installed.
+        ValueError: If the tracker of `report_to` is not installed, or `accelerate launch` asks for what would break
+            the training.
     """
     if args.report_to and args.report_to not in {str(tracker) for tracker in get_available_trackers()}:
         raise ValueError(
@@ -43,7 +44,7 @@ def prepare_run(args: RunArguments) -> Accelerator:
     set_seed(args.seed)
     # An accumulation may cross the end of an epoch, so that all steps have the same number of pictures.
     accumulation = GradientAccumulationPlugin(args.gradient_accumulation_steps, sync_with_dataloader=False)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         cpu=not torch.cuda.is_available(),
         gradient_accumulation_plugin=accumulation,
@@ -51,6 +52,8 @@ def prepare_run(args: RunArguments) -> Accelerator:
         log_with=args.report_to,
         project_dir=args.output_dir,
     )
+    _check_distribution(accelerator)
+    return accelerator
 
 
 def _check_distribution(accelerator: Accelerator) -> None:
@@ -114,7 +117,6 @@ class Training:
         *,
         validate: Callable[[Stage], Metrics] | None = None,
     ) -> None:
-        _check_distribution(accelerator)
         self.accelerator, self.args, self.validate = accelerator, args, validate
         self.objective = objective.to(accelerator.device)
         self.output = Path(args.output_dir)
