@@ -86,8 +86,10 @@ class Server:
             codec: Instead of one with random weights.
 
         Raises:
-            ValueError: If the configuration has no codec, or one whose parts are not known.
+            ValueError: If the configuration is not ComNeck's, has no codec, or one whose parts are not known.
         """
+        if not isinstance(config, ComNeckConfig):
+            raise ValueError(f"Complexity is counted for ComNeck models, got a {config.model_type!r} model.")
         if not isinstance(config.codec_config, ElicConfig):
             raise ValueError(
                 "Complexity needs a model with an ELIC or TIC codec. Give one with such a `codec_config`."

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder
 
 from .codec_vision_config import CodecVisionConfig, LatentVisionConfig
 from .image_codec import CodecEncoderOutput
@@ -49,13 +51,17 @@ class LatentVisionModel(CLIPVisionModel):
     """CLIP vision tower that reads codec latents through a module of its own.
 
     Attributes:
-        reader: Name of that module; it is no part of CLIP.
+        reader: Name of that module, a [`TransformNeck`]; it is no part of CLIP.
     """
 
     config: LatentVisionConfig
     reader: ClassVar[str]
     base_model_prefix = "vision_model"
     _no_split_modules = ["CLIPEncoderLayer", "CLIPVisionEmbeddings", "TransformNeck"]
+    _can_record_outputs = {
+        "hidden_states": CLIPEncoderLayer,
+        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="encoder.layers"),
+    }
     # What else lies in the folders this model is loaded from: a CLIP, or a model with a codec.
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.",
@@ -64,6 +70,12 @@ class LatentVisionModel(CLIPVisionModel):
         r"^codec\.",
         r"\.position_ids$",
     ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, self.reader):
+            module.init_weights()
 
     def _features(self, hidden_states: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Runs CLIP's layers and pools the class token."""

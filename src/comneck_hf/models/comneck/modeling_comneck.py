@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from ..codec_vision import CodecVisionModel, ComNeckModelOutput, LatentVisionModel, sort_inputs
 from .configuration_comneck import ComNeckConfig, ComNeckVisionConfig
@@ -28,10 +28,6 @@ class ComNeckVisionModel(LatentVisionModel):
 
     config: ComNeckVisionConfig
     reader = "neck"
-    _can_record_outputs = {
-        "hidden_states": CLIPEncoderLayer,
-        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="encoder.layers"),
-    }
 
     def __init__(self, config: ComNeckVisionConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -50,12 +46,6 @@ class ComNeckVisionModel(LatentVisionModel):
         self.encoder = ComNeckEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, TransformNeck):
-            module.init_weights()
 
     def get_input_embeddings(self) -> nn.Module:
         """The first layer that sees the input: CLIP's patch embedding, or the neck's projection."""

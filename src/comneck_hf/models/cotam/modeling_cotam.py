@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from ...coding.gain_map import GainMap
 from ..clip_inputs import clip_inputs
@@ -36,10 +36,6 @@ class CotamVisionModel(LatentVisionModel):
 
     config: CotamVisionConfig
     reader = "adapter"
-    _can_record_outputs = {
-        "hidden_states": CLIPEncoderLayer,
-        "attentions": OutputRecorder(CLIPAttention, index=1, layer_name="encoder.layers"),
-    }
 
     def __init__(self, config: CotamVisionConfig) -> None:
         PreTrainedModel.__init__(self, config)
@@ -49,12 +45,6 @@ class CotamVisionModel(LatentVisionModel):
         self.encoder = CLIPEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, TransformNeck):
-            module.init_weights()
 
     def picture_tokens(self, pictures: torch.Tensor, *, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """What CLIP's first layer reads of pictures: the reconstruction prior.

@@ -1,0 +1,64 @@
+"""The commands with a CoTAM in place of a ComNeck."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from command_inputs import CLASSES, SIDE, only_error_line, photograph, prepare
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, CLIPModel
+
+from comneck_hf import ComNeckImageProcessor, CotamModel
+
+
+@pytest.fixture(scope="module")
+def cotam_folder(models, tmp_path_factory):
+    """A CoTAM of the tiny codec and CLIP, with its gate open."""
+    torch.manual_seed(1)
+    codec = AutoModel.from_pretrained(models / "comneck").codec
+    clip = CLIPModel.from_pretrained(models / "clip")
+    cotam = CotamModel.from_codec_and_clip(codec, clip, guide_grid=[4, 4], quality=3).eval()
+    cotam.vision_model.adapter.gate.data.fill_(0.5)
+    folder = tmp_path_factory.mktemp("cotam")
+    cotam.save_pretrained(folder)
+    ComNeckImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_features_and_labels_come_from_both_paths(comneck, cotam_folder, tmp_path):
+    model = CotamModel.from_pretrained(cotam_folder).eval()
+    picture = Image.open(photograph(tmp_path / "photo.png"))
+    (tmp_path / "photo.cnk").write_bytes(model.compress(prepare(picture))[0])
+    comneck("features", "photo.cnk", model=cotam_folder)
+    outputs = model(latents=model.decompress([(tmp_path / "photo.cnk").read_bytes()]))
+    tensors = load_file(tmp_path / "features.safetensors")
+    assert all(torch.equal(tensors[name], outputs[name]) for name in tensors)
+    report = json.loads(comneck("classify", "photo.cnk", "--json", model=cotam_folder).stdout)
+    assert report[0]["labels"][0]["label"] in CLASSES
+    comneck("decode", "photo.cnk", "--force", model=cotam_folder)
+
+
+def test_a_cotam_is_measured_with_its_guide(comneck, cotam_folder, models, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    images = [Image.open(photograph(tmp_path / f"{seed}.png", (SIDE, SIDE), seed)) for seed in range(3)]
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=features)
+    (tmp_path / "pack" / "data").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "pack" / "data" / "validation-0.parquet")
+    words = ["--data", tmp_path / "pack", "--task", "zero-shot", "--baseline", "reconstruction", "--quiet", "--json"]
+    words += ["--output", tmp_path / "out.json", "--clip", models / "clip"]
+    results = json.loads(comneck("eval", *words, model=cotam_folder).stdout)
+    systems = {system["name"]: system["results"] for system in results["tasks"]["zero-shot"]["systems"]}
+    assert set(systems) == {"cotam", "cotam reconstruction"}
+    assert systems["cotam"]["quality"] == ["q3"]
+    model = CotamModel.from_pretrained(cotam_folder).eval()
+    sizes = [len(model.compress(prepare(image))[0]) for image in images]
+    assert systems["cotam"]["bytes"] == [pytest.approx(sum(sizes) / 3)]
+    assert systems["cotam reconstruction"]["bytes"] != systems["cotam"]["bytes"]
+
+
+def test_complexity_is_counted_for_comneck_alone(comneck, cotam_folder):
+    message = only_error_line(comneck("complexity", code=1, model=cotam_folder))
+    assert "counted for ComNeck models, got a 'cotam' model" in message
