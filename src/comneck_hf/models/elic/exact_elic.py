@@ -326,7 +326,7 @@ class ExactElic(nn.Module):
     def cost(self, deviations: torch.Tensor, scales: torch.Tensor) -> float:
         """Ideal code length of a picture's y in bits; both as in `EncodedLatents`, without the batch."""
         symbols = deviations.round().clamp(-MAX_VALUE, MAX_VALUE)
-        indexes = torch.bucketize(scales * SCALE_UNIT, self.thresholds)
+        indexes = torch.bucketize((scales * SCALE_UNIT).contiguous(), self.thresholds)
         return ideal_bits(symbols.cpu().numpy(), indexes.cpu().numpy(), self.tables.tables())
 
     @torch.no_grad()
