@@ -62,6 +62,7 @@ def test_accelerate_reads_the_files():
     assert (variables["ACCELERATE_DEEPSPEED_ZERO_STAGE"], variables["ACCELERATE_MIXED_PRECISION"]) == ("2", "bf16")
 
 
+@pytest.mark.sharded
 def test_a_sharded_neck_training_equals_a_whole_one_and_resumes(data_folder, codec_folder, clip_folder, tmp_path):
     """Same losses and weights as with DDP up to rounding; same bits after SIGKILL."""
     words = [*comneck_words(data_folder, codec_folder, clip_folder), "--steps", 6, "--logging_steps", 1]
@@ -86,6 +87,7 @@ def test_a_sharded_neck_training_equals_a_whole_one_and_resumes(data_folder, cod
         assert len(set(curves[0])) > 1 or key != "loss"
 
 
+@pytest.mark.sharded
 def test_a_sharded_llava_training_resumes_and_leaves_a_whole_model(data_folder, shapes_folder, tmp_path):
     layers = "LlamaDecoderLayer,CLIPEncoderLayer"
     variables = environment("fsdp2.yaml", "--fsdp_transformer_layer_cls_to_wrap", layers)
