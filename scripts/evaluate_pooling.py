@@ -66,7 +66,8 @@ def main(args: Arguments) -> None:
     llavas = {"without schedule": args.llava} | ({"with schedule": args.pooled} if args.pooled else {})
     rows = [row for trained, folder in llavas.items() for row in measure_strides(args, trained, folder)]
     data = {"naming": Path(args.data).name, "questions": Path(args.questions_data).name}
-    results = {"setting": {"data": data, **environment()}, "strides": rows}
+    counts = {"pictures": args.pictures, "questions": args.questions}
+    results = {"setting": {"data": data, **counts, **environment()}, "strides": rows}
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     plot_strides(rows, args.figure)
 

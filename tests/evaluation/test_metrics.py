@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comneck_hf.evaluation.metrics import bits_per_pixel, picture_psnr, psnr
+from comneck_hf.evaluation.metrics import bits_per_pixel, picture_psnr, psnr, region_psnr
 
 
 def test_psnr_of_a_known_error_is_exact():
@@ -44,3 +44,14 @@ def test_bits_per_pixel_counts_eight_bits_a_byte_on_the_pixels_given():
 def test_bits_per_pixel_refuses_impossible_sizes(num_bytes, height, width):
     with pytest.raises(ValueError, match="must be positive"):
         bits_per_pixel(num_bytes, height=height, width=width)
+
+
+def test_the_psnr_of_a_region_leaves_the_rest_out():
+    reference, image = torch.zeros(3, 4, 6), torch.zeros(3, 4, 6)
+    image[:, :2, :3] = 0.1
+    region = torch.zeros(4, 6, dtype=torch.bool)
+    region[:2, :3] = True
+    assert region_psnr(image, reference, region) == pytest.approx(20, abs=1e-5)
+    assert region_psnr(image, reference, ~region) == math.inf
+    everywhere = torch.ones(4, 6, dtype=torch.bool)
+    assert region_psnr(image, reference, everywhere) == pytest.approx(float(psnr(image[None], reference[None])))

@@ -118,10 +118,7 @@ def evaluate(
     if rank > 0:
         return
     found = {name: {"data": parts.data_name(name), **values} for name, values in summarize(points).items()}
-    results = {"setting": {**parts.setting(), **environment()}, "tasks": found}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    _print(results, output, quiet, as_json)
+    _report({"setting": {**parts.setting(), **environment()}, "tasks": found}, output, quiet, as_json)
 
 
 @one_line_errors
@@ -155,7 +152,9 @@ def plot(
     typer.echo(str(output))
 
 
-def _print(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
+def _report(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if as_json:
         print_json(results)
     elif not quiet:

@@ -246,9 +246,11 @@ class Parts:
 
     def setting(self) -> dict[str, Any]:
         """What was measured, for the results."""
-        facts = {"split": self.split, "clip": Path(self.clip).name}
+        facts: dict[str, Any] = {"split": self.split, "clip": Path(self.clip).name}
         if self.llava is not None:
-            facts |= {"llava": Path(self.llava).name}
+            facts |= {"llava": Path(self.llava).name, "questions": self.questions}
+        if self.gains:
+            facts |= {"gains": list(self.gains)}
         names = [Path(_split_name(name)[1]) for name in self.models]
         facts |= {"models": [name.parent.name if name.name == "model" else name.name for name in names]}
         return facts | {

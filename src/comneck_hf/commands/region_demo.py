@@ -11,6 +11,8 @@ from PIL import Image
 
 from .. import ComNeckImageProcessorPil, ElicModel
 from ..coding.gain_map import GainMap
+from ..evaluation.metrics import region_psnr
+from ..evaluation.pictures import picture_tensor
 from ..evaluation.plots import save_region_figure
 from ..models.cotam.regions_cotam import Box
 from .files import to_image
@@ -21,6 +23,7 @@ from .streams import check_gains
 __all__ = ["RegionDemo", "run_region_demo"]
 
 REGION_STEP = 4  # quarter octaves: an octave finer inside
+MAX_PSNR = 100.0  # of pictures that are equal, for JSON
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ def _region(gain_map: GainMap, codec: ElicModel, pixel_values: torch.Tensor) -> 
 def _decoded(codec: ElicModel, data: bytes, original: Image.Image, region: np.ndarray) -> CodedRegion:
     latents = codec.decompress([data])
     picture = to_image(codec.decode(latents, size=(original.height, original.width))[0])
-    error = (np.asarray(picture, float) - np.asarray(original, float)) ** 2 / 255**2
-    return CodedRegion(picture, len(data), _psnr(error[region]), _psnr(error[~region]))
-
-
-def _psnr(error: np.ndarray) -> float:
-    return float(-10 * np.log10(max(error.mean(), 1e-10))) if error.size else 0.0
+    pixels = [picture_tensor(image) / 255 for image in (picture, original)]
+    inside, outside = (
+        min(region_psnr(*pixels, torch.from_numpy(part)), MAX_PSNR) if part.any() else 0.0
+        for part in (region, ~region)
+    )
+    return CodedRegion(picture, len(data), inside, outside)

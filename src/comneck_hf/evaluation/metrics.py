@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 
-__all__ = ["bits_per_pixel", "ms_ssim", "picture_psnr", "psnr"]
+__all__ = ["bits_per_pixel", "ms_ssim", "picture_psnr", "psnr", "region_psnr"]
 
 MS_SSIM_SIDE = 96  # the five scales need sides above this
 
@@ -57,6 +57,16 @@ def ms_ssim(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
             f"{tuple(image.shape)} and {tuple(reference.shape)}."
         )
     return similarity(image, reference, data_range=1.0, size_average=False, win_size=11 if side > 160 else 7)
+
+
+def region_psnr(image: torch.Tensor, reference: torch.Tensor, region: torch.Tensor) -> float:
+    """PSNR in dB over the pixels of a region.
+
+    Args:
+        image, reference: Shape `(channels, height, width)`, values in [0, 1].
+        region: bool `(height, width)`, not empty.
+    """
+    return psnr(*(picture[:, region][None, ..., None] for picture in (image, reference))).item()
 
 
 def picture_psnr(picture: Image.Image, reference: Image.Image) -> float:

@@ -9,6 +9,7 @@ import torch
 from ..coding.gain_map import GainMap
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes
 from ..models.elic.modeling_elic import ElicModel
+from .metrics import bits_per_pixel, psnr, region_psnr
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ def reach_rates(codec: ElicModel, pictures: Sequence[torch.Tensor], rates: Seque
         height, width = picture.shape[-2:]
         for rate in rates:
             (data,) = codec.compress(pixel_values, target_bpp=rate)
-            decoded = _decode(codec, data, (height, width))
-            everywhere = torch.ones(height, width, dtype=torch.bool)
-            yield ReachedSize(number, rate, 8 * len(data) / (height * width), _psnr(decoded, picture, everywhere))
+            distortion = psnr(_decode(codec, data, (height, width))[None], picture[None] / 255).item()
+            yield ReachedSize(number, rate, bits_per_pixel(len(data), height=height, width=width), distortion)
 
 
 @torch.no_grad()
@@ -98,8 +98,8 @@ def region_gains(
             box,
             len(plain),
             len(guided),
-            inside=tuple(_psnr(pixels, picture, inside) for pixels in decoded),
-            outside=tuple(_psnr(pixels, picture, ~inside) for pixels in decoded),
+            inside=tuple(region_psnr(pixels, picture / 255, inside) for pixels in decoded),
+            outside=tuple(region_psnr(pixels, picture / 255, ~inside) for pixels in decoded),
         )
 
 
@@ -114,13 +114,8 @@ def _random_box(source: random.Random, height: int, width: int) -> tuple[int, in
 
 
 def _decode(codec: ElicModel, data: bytes, size: tuple[int, int]) -> torch.Tensor:
-    """8-bit picture, float `(3, height, width)` on the CPU."""
-    return (codec.decode(codec.decompress([data]), size=size)[0].cpu() * 255).round()
-
-
-def _psnr(decoded: torch.Tensor, picture: torch.Tensor, where: torch.Tensor) -> float:
-    error = (decoded.double() - picture.double()).square()[:, where].mean()
-    return float(10 * (255**2 / error).log10())
+    """8-bit picture, float `(3, height, width)` in [0, 1] on the CPU."""
+    return (codec.decode(codec.decompress([data]), size=size)[0].cpu() * 255).round() / 255
 
 
 __all__ = ["ReachedSize", "RegionPsnr", "reach_rates", "region_gains"]

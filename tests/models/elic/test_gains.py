@@ -11,8 +11,6 @@ from comneck_hf.coding.exact import EXECUTORS
 from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.elic.gains_elic import gain_grid
 from comneck_hf.models.elic.inspection_elic import inspect_bitstream
-from comneck_hf.models.tic.configuration_tic import TicConfig
-from comneck_hf.models.tic.modeling_tic import TicModel
 
 
 CHECKS = GainMap(tuple(tuple((row + column) % 3 - 1 for column in range(8)) for row in range(8)))
@@ -150,21 +148,3 @@ def test_a_quality_is_half_an_octave_from_the_next(tiny_codec, pictures):
 def test_impossible_rates_are_refused(tiny_codec, pictures, options, complaint):
     with pytest.raises(ValueError, match=complaint):
         tiny_codec.compress(pictures, **options)
-
-
-def test_other_codecs_with_elics_entropy_model_have_gains_too(pictures):
-    torch.manual_seed(0)
-    config = TicConfig(
-        hidden_channels=16,
-        latent_channels=20,
-        group_channels=[2, 2, 4, 4, 8],
-        context_channels=[14, 8],
-        aggregation_channels=[40, 32],
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_sizes=[4, 4, 4, 4],
-    )
-    codec = TicModel(config).eval()
-    codec.calibrate(pictures)
-    bitstreams = codec.compress(pictures[:2], gain=1, gain_maps=CHECKS)
-    assert torch.equal(codec.decompress(bitstreams), codec.encode(pictures[:2], gain=1, gain_maps=CHECKS).latents)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from comneck_hf.coding.bitstream import BitstreamError
 from comneck_hf.coding.exact import EXECUTORS
+from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.tic.configuration_tic import TicConfig
@@ -189,3 +190,11 @@ def test_equal_integers_do_not_make_elic_a_reader_of_tic(tic_codec, pictures):
     assert torch.equal(elic.exact.thresholds, tic_codec.exact.thresholds)
     with pytest.raises(BitstreamError, match="model"):
         elic.decompress(tic_codec.compress(pictures[:1]))
+
+
+def test_gains_and_maps_are_those_of_elic(tic_codec, pictures):
+    gain_map = GainMap(((-1, 0), (1, 1)))
+    bitstreams = tic_codec.compress(pictures[:2], gain=1, gain_maps=gain_map)
+    expected = tic_codec.encode(pictures[:2], gain=1, gain_maps=gain_map).latents
+    assert torch.equal(tic_codec.decompress(bitstreams), expected)
+    assert len(bitstreams[0]) > len(tic_codec.compress(pictures[:1])[0])

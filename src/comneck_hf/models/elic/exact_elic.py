@@ -300,6 +300,7 @@ class ExactElic(nn.Module):
         deviation_rows, scale_rows = torch.empty_like(y_rows), torch.empty_like(y_rows)
 
         def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+            """Chooses the symbols of a pass, and keeps what a bitstream and its estimates need."""
             block = (slice(number * half, (number + 1) * half), slice(sum(sizes[:k]), sum(sizes[: k + 1])))
             deviations = quantizer.in_steps(y_rows[block] - means / MEAN_UNIT)
             chosen = deviations.round().clamp(-MAX_VALUE, MAX_VALUE).to(torch.int32)
@@ -345,6 +346,7 @@ class ExactElic(nn.Module):
         z_rows = torch.from_numpy(decoder.decode(self._z_indexes(batch, positions).numpy()))
 
         def code(k: int, number: int, means: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+            """Reads the symbols of a pass."""
             indexes = self._indexes(scales, prepared.lookup)
             decoded = torch.from_numpy(decoder.decode(indexes.view(batch, -1).numpy()))
             return decoded.view(scales.shape).to(device, torch.int32)
