@@ -50,6 +50,15 @@ def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
     return F.pad(pixel_values, padding, mode="replicate") if any(padding) else pixel_values
 
 
+def batches_of_one_size(pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Pictures as batches: all together where they have one size, else one by one."""
+    if isinstance(pixel_values, torch.Tensor):
+        return [pixel_values]
+    if len({tuple(picture.shape) for picture in pixel_values}) == 1:
+        return [torch.stack(list(pixel_values))]
+    return [picture[None] for picture in pixel_values]
+
+
 class ImageCodec(PreTrainedModel):
     """Base of the codecs: `encode`, `decode`, `compress`, `decompress` and `update_tables` are theirs."""
 
@@ -67,6 +76,15 @@ class ImageCodec(PreTrainedModel):
     @abstractmethod
     def update_tables(self) -> None:
         """Derives what coding needs where it is missing, or where the weights were trained since."""
+
+    @property
+    def needs_gains(self) -> bool:
+        """Whether pictures can be decoded only with the gains that their latents were coded with."""
+        return False
+
+    def coded_gains(self, bitstreams: Sequence[bytes]) -> dict[str, Any]:
+        """What `decode` takes beside the latents of these bitstreams; nothing where a codec has one rate only."""
+        return {}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves a complete codec: what coding needs is derived first where it is missing."""
@@ -111,4 +129,4 @@ class ImageCodec(PreTrainedModel):
         return [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
 
 
-__all__ = ["CodecEncoderOutput", "CodecOutput", "ImageCodec", "pad_to_multiple"]
+__all__ = ["CodecEncoderOutput", "CodecOutput", "ImageCodec", "batches_of_one_size", "pad_to_multiple"]

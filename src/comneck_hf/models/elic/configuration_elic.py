@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...coding.gain_map import GAINS_PER_OCTAVE, MAX_GAIN, MIN_GAIN
 from ..hub_code import HubCode
 
 
@@ -41,6 +42,11 @@ class ElicConfig(HubCode, PreTrainedConfig):
         them: coding has their integer twins.
     max_pixels (`int`, *optional*, defaults to 16777216):
         Largest picture (padded height times width) that a bitstream may announce.
+    gain_levels (`int`, *optional*, defaults to 0):
+        Gains for which `g_a` and `g_s` have learned channel vectors (CoTAM's variable-rate codec), 2 or more; 0 for
+        transforms that do not follow the gain.
+    gain_level_range (`list[float]`, *optional*, defaults to `[-1.5, 1.0]`):
+        Gains of the first and of the last level in octaves, within -8 and 5.
     """
 
     model_type = "elic"
@@ -60,6 +66,8 @@ class ElicConfig(HubCode, PreTrainedConfig):
     build_synthesis: bool = True
     build_entropy_networks: bool = True
     max_pixels: int = 1 << 24
+    gain_levels: int = 0
+    gain_level_range: list[float | int] | tuple[float | int, ...] = (-1.5, 1.0)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -95,6 +103,18 @@ class ElicConfig(HubCode, PreTrainedConfig):
             raise ValueError(f"`kernel_size` must be odd and at least 3, got {self.kernel_size}.")
         if self.quality is not None and self.quality not in (1, 2, 3, 4):
             raise ValueError(f"`quality` must be 1, 2, 3 or 4, got {self.quality}.")
+
+    def validate_gain_levels(self) -> None:
+        """Refuses levels between which no gain lies, or that no bitstream reaches."""
+        if self.gain_levels < 0 or self.gain_levels == 1:
+            raise ValueError(f"`gain_levels` must be 0, or 2 or more, got {self.gain_levels}.")
+        limits = (MIN_GAIN / GAINS_PER_OCTAVE, MAX_GAIN / GAINS_PER_OCTAVE)
+        ends = list(self.gain_level_range)
+        if len(ends) != 2 or not limits[0] <= ends[0] < ends[1] <= limits[1]:
+            raise ValueError(
+                f"`gain_level_range` must be the lowest and the highest gain, within {limits[0]:g} and {limits[1]:g} "
+                f"octaves, got {ends}."
+            )
 
     @property
     def downsampling_factor(self) -> int:

@@ -80,6 +80,38 @@ def gain_grid(
     return torch.stack(grids).to(device)
 
 
+@dataclass(frozen=True)
+class PictureGains:
+    """Gains of the pictures of a batch, and their maps.
+
+    Attributes:
+        gains: In 1/64 octaves.
+        gain_maps: One or `None` for each.
+    """
+
+    gains: Sequence[int]
+    gain_maps: Sequence[GainMap | None]
+
+    @classmethod
+    def of(
+        cls, gain: float | Sequence[float], gain_maps: GainMap | Sequence[GainMap | None] | None, count: int
+    ) -> "PictureGains":
+        """Of `count` pictures, from what `compress` takes; raises its `ValueError`."""
+        return cls(integer_gains(gain, count), maps_of_pictures(gain_maps, count))
+
+    def grid(self, height: int, width: int, device: torch.device) -> torch.Tensor | None:
+        """As `gain_grid`."""
+        return gain_grid(self.gains, self.gain_maps, height, width, device)
+
+    def octaves(self, height: int, width: int, device: torch.device) -> torch.Tensor:
+        """Gains in octaves: float32 `(batch, height, width)`, or `(batch, 1, 1)` where there is no map."""
+        if all(gain_map is None for gain_map in self.gain_maps):
+            height, width = 1, 1
+        grid = self.grid(height, width, device)
+        zeros = torch.zeros(len(self.gains), height, width, device=device)
+        return zeros if grid is None else grid / GAINS_PER_OCTAVE
+
+
 def integer_gains(gain: float | Sequence[float], count: int) -> list[int]:
     """Gains of pictures in 1/64 octaves.
 
@@ -141,6 +173,7 @@ def maps_of_pictures(gain_maps: GainMap | Sequence[GainMap | None] | None, count
 
 __all__ = [
     "MEAN_UNIT",
+    "PictureGains",
     "Quantizer",
     "check_one_rate",
     "gain_grid",

@@ -8,17 +8,18 @@ from torch import nn
 from transformers import initialization as init
 
 from ...coding.bitstream import Bitstream
-from ...coding.gain_map import GainMap
-from ..entropy_models import FactorizedPrior, additive_noise, gaussian_likelihood, straight_through_round
-from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, pad_to_multiple
+from ...coding.gain_map import GAINS_PER_OCTAVE, GainMap
+from ..entropy_models import FactorizedPrior, gaussian_likelihood
+from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, batches_of_one_size, pad_to_multiple
 from .configuration_elic import ElicConfig
 from .exact_elic import EncodedLatents, ExactElic
-from .gains_elic import check_one_rate, gain_grid, integer_gains, maps_of_pictures, quality_gain
+from .float_elic import code_float, quantize_hyper
+from .gain_vectors_elic import GainTransform, with_gain_vectors
+from .gains_elic import PictureGains, check_one_rate, quality_gain
 from .layers_elic import (
     CheckerboardConv2d,
     analysis_transform,
     channel_context,
-    checkerboard,
     hyper_analysis,
     hyper_synthesis,
     parameter_aggregation,
@@ -55,6 +56,8 @@ class ElicPreTrainedModel(ImageCodec):
             init.uniform_(module.bias, -(fan_in**-0.5), fan_in**-0.5)
         elif isinstance(module, FactorizedPrior):
             module.reset_parameters()
+        elif isinstance(module, GainTransform):
+            init.zeros_(module.log_vectors)
         elif isinstance(module, ExactElic):
             for buffer in module.buffers():
                 init.zeros_(buffer)
@@ -76,8 +79,8 @@ class ElicModel(ElicPreTrainedModel):
     def __init__(self, config: ElicConfig) -> None:
         super().__init__(config)
         hidden, latent, kernel = config.hidden_channels, config.latent_channels, config.kernel_size
-        self.g_a = self._build_g_a(config) if config.build_analysis else None
-        self.g_s = self._build_g_s(config) if config.build_synthesis else None
+        self.g_a = with_gain_vectors(self._build_g_a(config), config) if config.build_analysis else None
+        self.g_s = with_gain_vectors(self._build_g_s(config), config) if config.build_synthesis else None
         self.h_a = hyper_analysis(hidden, latent, kernel) if config.build_analysis else None
         if config.build_entropy_networks:
             self._build_entropy_networks(config)
@@ -92,11 +95,11 @@ class ElicModel(ElicPreTrainedModel):
         self.register_load_state_dict_post_hook(_note_missing_integers)
         self.post_init()
 
-    def _build_g_a(self, config: ElicConfig) -> nn.Module:
+    def _build_g_a(self, config: ElicConfig) -> nn.Sequential:
         """The analysis transform, picture to latents; with `_build_g_s`, all that other codecs replace."""
         return analysis_transform(config.hidden_channels, config.latent_channels, config.kernel_size)
 
-    def _build_g_s(self, config: ElicConfig) -> nn.Module:
+    def _build_g_s(self, config: ElicConfig) -> nn.Sequential:
         """The synthesis transform, latents to picture."""
         return synthesis_transform(config.hidden_channels, config.latent_channels, config.kernel_size)
 
@@ -123,6 +126,8 @@ class ElicModel(ElicPreTrainedModel):
         *,
         quantization: str | None = None,
         reconstruct: bool = True,
+        gain: float | Sequence[float] | None = None,
+        gain_maps: GainMap | Sequence[GainMap | None] | None = None,
         return_dict: bool | None = None,
     ) -> CodecOutput | tuple[Any, ...]:
         """Float path: latents, reconstruction and likelihoods, with gradients.
@@ -132,6 +137,7 @@ class ElicModel(ElicPreTrainedModel):
             quantization: `"noise"` (uniform noise for the rate, rounding with straight-through gradient for g_s),
                 `"ste"` (straight-through rounding around the means), or `None`: noise in training mode, else ste.
             reconstruct: Also run g_s. Without it `reconstruction` is `None`.
+            gain, gain_maps: As in `compress`. With them g_s gets latents that are rounded around the means.
             return_dict: A tuple where `False`.
         """
         if quantization is None:
@@ -143,62 +149,43 @@ class ElicModel(ElicPreTrainedModel):
         if reconstruct:
             self._require("build_synthesis")
         self._weights_moved |= self.training and torch.is_grad_enabled()
-        y = self.g_a(self._check_pixels(pixel_values))
-        z = self.h_a(y)
-        if quantization == "noise":
-            z_hat = additive_noise(z)
-        else:
-            medians = self.entropy_bottleneck.medians.detach().to(z.dtype)[:, None, None]
-            z_hat = straight_through_round(z - medians) + medians
-        y_hat, y_likelihoods = self._code_float(y, self.h_s(z_hat), quantization)
+        padded, octaves = self._check_pixels(pixel_values), None
+        if gain is not None or gain_maps is not None:
+            octaves = self._octaves(PictureGains.of(gain or 0.0, gain_maps, len(padded)), height, width)
+        y = self._transform(self.g_a, padded, octaves)
+        z_hat = quantize_hyper(self.h_a(y), self.entropy_bottleneck.medians.detach(), quantization)
+        y_hat, y_likelihoods = code_float(self, y, self.h_s(z_hat), quantization, octaves)
         output = CodecOutput(
             latents=y_hat,
-            reconstruction=self.g_s(y_hat)[..., :height, :width] if reconstruct else None,
+            reconstruction=self._transform(self.g_s, y_hat, octaves)[..., :height, :width] if reconstruct else None,
             likelihoods={"y": y_likelihoods, "z": self.entropy_bottleneck.likelihood(z_hat)},
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def _code_float(
-        self, y: torch.Tensor, hyper: torch.Tensor, quantization: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        anchors = checkerboard(*y.shape[-2:], device=y.device)
-        noisy = additive_noise(y) if quantization == "noise" else y
-        decoded: list[torch.Tensor] = []
-        likelihoods = []
-        groups = list(self.config.group_channels)
-        for k, (part, noisy_part) in enumerate(zip(y.split(groups, 1), noisy.split(groups, 1), strict=True)):
-            shared = [hyper]
-            if k:
-                shared.insert(0, self.channel_contexts[k - 1](torch.cat([decoded[i] for i in support_groups(k)], 1)))
-            aggregate = self.parameter_aggregations[k]
-            if quantization == "noise":
-                values = noisy_part
-            else:
-                no_context = torch.zeros_like(part).repeat(1, 2, 1, 1)
-                means = aggregate(torch.cat([no_context, *shared], 1)).chunk(2, 1)[0]
-                values = straight_through_round(part - means) + means
-            context = self.spatial_contexts[k](values * anchors) * ~anchors
-            means, scales = aggregate(torch.cat([context, *shared], 1)).chunk(2, 1)
-            if quantization != "noise":
-                values = straight_through_round(part - means) + means
-            decoded.append(values)
-            likelihoods.append(gaussian_likelihood(values, scales, means))
-        y_hat = straight_through_round(y) if quantization == "noise" else torch.cat(decoded, 1)
-        return y_hat, torch.cat(likelihoods, 1)
-
-    def decode(self, latents: torch.Tensor, *, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+        gain: float | Sequence[float] = 0.0,
+        gain_maps: GainMap | Sequence[GainMap | None] | None = None,
+    ) -> torch.Tensor:
         """Picture from latents (g_s).
 
         Args:
             latents: Shape `(batch, latent_channels, height / 16, width / 16)`.
             size: Height and width to crop to; the padded size by default.
+            gain, gain_maps: What the latents were coded with, as `coded_gains` reads them from bitstreams. They matter
+                to codecs with `gain_levels` only.
 
         Returns:
             Shape `(batch, 3, height, width)`, values in [0, 1].
         """
         self._check_latents(latents)
         self._require("build_synthesis")
-        pixel_values = self.g_s(latents.to(self.dtype)).clamp(0, 1)
+        gains = PictureGains.of(gain, gain_maps, len(latents))
+        octaves = gains.octaves(*latents.shape[-2:], self.device) if self.needs_gains else None
+        pixel_values = self._transform(self.g_s, latents.to(self.dtype), octaves).clamp(0, 1)
         return pixel_values if size is None else pixel_values[..., : size[0], : size[1]]
 
     @torch.no_grad()
@@ -219,10 +206,9 @@ class ElicModel(ElicPreTrainedModel):
         Returns:
             Latents in float32 and the estimated likelihoods under the integer networks' means and scales.
         """
-        y, z_symbols = self._analyse(pixel_values)
-        gains = integer_gains(gain, len(y))
-        maps = maps_of_pictures(gain_maps, len(y))
-        encoded = self.exact.encode(y, z_symbols, gain_grid(gains, maps, *y.shape[-2:], y.device))
+        gains = PictureGains.of(gain, gain_maps, len(pixel_values))
+        y, z_symbols = self._analyse(pixel_values, gains)
+        encoded = self.exact.encode(y, z_symbols, gains.grid(*y.shape[-2:], y.device))
         likelihoods = {
             "y": gaussian_likelihood(encoded.deviations.round(), encoded.scales, torch.zeros_like(encoded.scales)),
             "z": self.entropy_bottleneck.likelihood(z_symbols + self._medians()),
@@ -258,30 +244,32 @@ class ElicModel(ElicPreTrainedModel):
                 range, or a picture cannot be made as small as wanted.
         """
         check_one_rate(gain, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
-        batches = _batches_of_one_size(pixel_values)
+        batches = batches_of_one_size(pixel_values)
         count = sum(len(pictures) for pictures in batches)
-        gains = integer_gains(gain if quality is None else quality_gain(quality, self.config.quality), count)
-        maps = maps_of_pictures(gain_maps, count)
+        wanted = gain if quality is None else quality_gain(quality, self.config.quality)
+        gains = PictureGains.of(wanted, gain_maps, count)
         bitstreams: list[bytes] = []
         for pictures in batches:
             height, width = pictures.shape[-2:]
             chosen = slice(len(bitstreams), len(bitstreams) + len(pictures))
-            code = self._coder(pictures, maps[chosen])
+            code = self._coder(pictures, gains.gain_maps[chosen])
             if target_bytes is None and target_bpp is None:
-                bitstreams += code(gains[chosen])[1]
+                bitstreams += code(gains.gains[chosen])[1]
             else:
                 target = target_bytes if target_bpp is None else target_bpp * height * width / 8
                 bitstreams += reach_sizes(code, [target] * len(pictures), self.exact.cost)
         return bitstreams
 
-    def _coder(self, pictures: torch.Tensor, maps: list[GainMap | None]) -> Coder:
-        """Encodes pictures of one size at any gains; g_a and h_a run only once."""
+    def _coder(self, pictures: torch.Tensor, maps: Sequence[GainMap | None]) -> Coder:
+        """Encodes pictures of one size at any gains; without gain vectors, g_a and h_a run only once."""
         height, width = pictures.shape[-2:]
         self._check_size(height, width)
-        y, z_symbols = self._analyse(pictures)
+        analysed = None if self.needs_gains else self._analyse(pictures)
 
         def code(gains: list[int]) -> tuple[EncodedLatents, list[bytes]]:
-            encoded = self.exact.encode(y, z_symbols, gain_grid(gains, maps, *y.shape[-2:], y.device))
+            chosen = PictureGains(gains, maps)
+            y, z_symbols = analysed or self._analyse(pictures, chosen)
+            encoded = self.exact.encode(y, z_symbols, chosen.grid(*y.shape[-2:], y.device))
             parts = zip(self.exact.pack(encoded), gains, maps, strict=True)
             return encoded, [Bitstream(self.exact.fingerprint, height, width, *part).pack() for part in parts]
 
@@ -313,15 +301,29 @@ class ElicModel(ElicPreTrainedModel):
             for first in range(0, len(indexes), count):
                 chosen = indexes[first : first + count]
                 pictures = [parsed[index] for index in chosen]
-                gains = gain_grid(
-                    [picture.gain for picture in pictures],
-                    [picture.gain_map for picture in pictures],
-                    *(height, width, self.device),
-                )
-                decoded = self.exact.decode([picture.payload for picture in pictures], height, width, gains)
+                gains = PictureGains([one.gain for one in pictures], [one.gain_map for one in pictures])
+                grid = gains.grid(height, width, self.device)
+                decoded = self.exact.decode([one.payload for one in pictures], height, width, grid)
                 for index, picture in zip(chosen, decoded, strict=True):
                     latents[index] = picture
         return torch.stack(latents) if len(buckets) == 1 else latents
+
+    @property
+    def needs_gains(self) -> bool:
+        """Whether g_s follows the gain: `config.gain_levels` is not 0."""
+        return self.config.gain_levels > 0
+
+    def coded_gains(self, bitstreams: Sequence[bytes]) -> dict[str, Any]:
+        """What `decode` takes beside the latents of these bitstreams: `gain`, in octaves, and `gain_maps`.
+
+        Raises:
+            BitstreamError: If a container is damaged or of a newer version.
+        """
+        parsed = self._parse(bitstreams)
+        return {
+            "gain": [picture.gain / GAINS_PER_OCTAVE for picture in parsed],
+            "gain_maps": [picture.gain_map for picture in parsed],
+        }
 
     @torch.no_grad()
     def calibrate(self, pixel_values: torch.Tensor) -> None:
@@ -358,11 +360,23 @@ class ElicModel(ElicPreTrainedModel):
         """Loss of the prior's quantiles, for an optimizer of its own over `entropy_bottleneck.quantiles`."""
         return self.entropy_bottleneck.aux_loss()
 
-    def _analyse(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _analyse(
+        self, pixel_values: torch.Tensor, gains: PictureGains | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """y, and the hyper-latents rounded relative to the medians."""
         self.update_tables()
-        y = self.g_a(self._check_pixels(pixel_values))
+        octaves = None if gains is None else self._octaves(gains, *pixel_values.shape[-2:])
+        y = self._transform(self.g_a, self._check_pixels(pixel_values), octaves)
         return y, (self.h_a(y).float() - self._medians()).round()
+
+    def _octaves(self, gains: PictureGains, height: int, width: int) -> torch.Tensor:
+        """Gains of pictures of this size, as the transforms take them."""
+        return gains.octaves(*self._latent_size(height, width), self.device)
+
+    def _transform(
+        self, transform: nn.Sequential, features: torch.Tensor, octaves: torch.Tensor | None
+    ) -> torch.Tensor:
+        return transform(features, octaves) if self.needs_gains else transform(features)
 
     def _medians(self) -> torch.Tensor:
         return self.entropy_bottleneck.medians.float()[:, None, None]
@@ -374,14 +388,6 @@ class ElicModel(ElicPreTrainedModel):
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
         return pad_to_multiple(self._on_device(pixel_values), self.config.size_divisor)
-
-
-def _batches_of_one_size(pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    if isinstance(pixel_values, torch.Tensor):
-        return [pixel_values]
-    if len({tuple(picture.shape) for picture in pixel_values}) == 1:
-        return [torch.stack(list(pixel_values))]
-    return [picture[None] for picture in pixel_values]
 
 
 def _note_missing_integers(module: nn.Module, incompatible_keys: Any) -> None:

@@ -30,10 +30,10 @@ class TicModel(ElicModel):
     config_class = TicConfig
     _no_split_modules = ["TicModel"]
 
-    def _build_g_a(self, config: TicConfig) -> nn.Module:
+    def _build_g_a(self, config: TicConfig) -> nn.Sequential:
         return analysis_transform(config)
 
-    def _build_g_s(self, config: TicConfig) -> nn.Module:
+    def _build_g_s(self, config: TicConfig) -> nn.Sequential:
         return synthesis_transform(config)
 
     @torch.no_grad()
