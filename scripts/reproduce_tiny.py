@@ -77,7 +77,7 @@ def family(data: Path, output: Path) -> list[Job]:
 
 
 def any_rate(data: Path, output: Path) -> list[Job]:
-    """One codec at every rate: CoTAM, its variants with one thing changed, and a neck to compare with."""
+    """One codec at every rate: CoTAM, its variants with one thing changed, a neck, and a codec trained for that."""
     codec, clip = f"codec-q{ANY_RATE}", output / "clip" / "model"
     options = {"quality": ANY_RATE, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
     options["codec"] = output / codec / "model"
@@ -94,7 +94,13 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         for name, change in changes.items()
     ]
     neck = {**options, "gain_range": GAIN_RANGE}
-    return [*jobs, Job("d1-anyrate", "train_comneck", "comneck-tiny-d1", neck, ("clip", codec))]
+    transforms = {name: options[name] for name in ("quality", "data", "codec")}
+    transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": GAIN_RANGE}
+    return [
+        *jobs,
+        Job("d1-anyrate", "train_comneck", "comneck-tiny-d1", neck, ("clip", codec)),
+        Job("codec-variable", "train_codec", "comneck-tiny-variable-rate", transforms, (codec,)),
+    ]
 
 
 def ablations(data: Path, output: Path) -> list[Job]:

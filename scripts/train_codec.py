@@ -2,10 +2,13 @@
 
 python scripts/train_codec.py configs/comneck-tiny-codec-base.yaml --data DATA/caltech101_144 --output_dir runs/base
 python scripts/train_codec.py configs/comneck-tiny-tic.yaml --data DATA/caltech101_144 --output_dir runs/tic
+python scripts/train_codec.py configs/comneck-tiny-variable-rate.yaml --quality 3 --lmbda 0.001 \\
+    --codec runs/codec-q3/model --data DATA/caltech101_144 --output_dir runs/variable
 torchrun --nproc_per_node 2 scripts/train_codec.py CONFIG.yaml --data DATA --output_dir runs/codec
 """
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 from transformers import AutoModel
@@ -13,11 +16,13 @@ from transformers import AutoModel
 from comneck_hf.evaluation.rate_accuracy import measure_codec
 from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.tic.configuration_tic import TicConfig
 from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
-from comneck_hf.training.data import load_sample, picture_loader, training_pictures
+from comneck_hf.training.data import ImagePack, load_sample, picture_loader, training_pictures
+from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.initialization import init_transforms_from_images
 from comneck_hf.training.loop import Metrics, Training, prepare_run
 from comneck_hf.training.objective import CodecObjective
@@ -51,6 +56,24 @@ class CodecArguments(RunArguments):
     quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
     lmbda: float = 0.008
     crop_size: int = field(default=256, metadata={"help": "side of the random windows in pixels"})
+    gain_range: list[float] = field(
+        default_factory=list,
+        metadata={"help": "one codec for all rates: lowest and highest random gain, in octaves; lmbda is gain 0's"},
+    )
+    spatial_share: float = field(default=0.5, metadata={"help": "of the pictures, with gains that vary in them"})
+    gain_levels: int = field(
+        default=0, metadata={"help": "gains in that range with channel vectors of their own, 0 for as codec has it"}
+    )
+    validation_gains: list[float] = field(
+        default_factory=list, metadata={"help": "rates of the validation in octaves, by default the codec's own"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.gain_range) not in (0, 2):
+            raise ValueError(f"`gain_range` must be the lowest and the highest gain, got {self.gain_range}.")
+        if self.gain_levels and not self.gain_range:
+            raise ValueError(f"`gain_levels` {self.gain_levels} lie in `gain_range`. Give it, too.")
 
 
 def build_config(args: CodecArguments) -> ElicConfig:
@@ -58,10 +81,12 @@ def build_config(args: CodecArguments) -> ElicConfig:
     if args.architecture not in ARCHITECTURES:
         raise ValueError(f"`architecture` must be one of {sorted(ARCHITECTURES)}, got {args.architecture!r}.")
     kind = ARCHITECTURES[args.architecture]
-    widths = {name: value for name in WIDTHS + BLOCKS if (value := getattr(args, name)) is not None}
+    widths: dict[str, object] = {name: value for name in WIDTHS + BLOCKS if (value := getattr(args, name)) is not None}
     foreign = sorted(set(widths) - {option.name for option in fields(kind)})
     if foreign:
         raise ValueError(f"{foreign} say nothing to the architecture {args.architecture!r}. Leave them out.")
+    if args.gain_levels:
+        widths |= {"gain_levels": args.gain_levels, "gain_level_range": args.gain_range}
     return kind(**widths, lmbda=args.lmbda, quality=args.quality)
 
 
@@ -69,11 +94,34 @@ def build_codec(args: CodecArguments, sample: torch.Tensor) -> ElicModel:
     """The codec to start from: a trained one, or one whose transforms already code the sample."""
     if args.codec is not None:
         codec = codec_from_pretrained(args.codec)
+        if args.gain_levels:
+            codec = add_gain_vectors(codec, levels=args.gain_levels, level_range=args.gain_range)
         codec.config.update({"lmbda": args.lmbda, "quality": args.quality})
     else:
         codec = AutoModel.from_config(build_config(args))
         init_transforms_from_images(codec, sample, args.lmbda)
     return codec.to(memory_format=torch.channels_last)
+
+
+def build_objective(args: CodecArguments, sample: torch.Tensor) -> CodecObjective:
+    """Codec and stages, and random gains where it is to serve all rates."""
+    gains = None
+    if args.gain_range:
+        # a third of the pictures that `random_share` counts is uniform
+        gains = RandomGains(*args.gain_range, random_share=1.5 * args.spatial_share)
+    stages = choose_stages(codec_stages(args.lmbda), args.stages)
+    return CodecObjective(build_codec(args, sample), stages, sample, gains=gains)
+
+
+def validate(args: CodecArguments, objective: CodecObjective, pictures: ImagePack, stage: Stage) -> Metrics:
+    """Real bytes and distortion; with several rates, the score is the mean of theirs."""
+    codec, scores, metrics = objective.calibrate(), [], {}
+    for gain in args.validation_gains or [0.0]:
+        found = measure_codec(codec, pictures.images, gain=gain)
+        scores.append(-(args.lmbda * 4**gain * 255**2 * found["mse"] + found["bpp"]))
+        mark = f"@{gain:g}" if args.validation_gains else ""
+        metrics |= {f"{name}{mark}": value for name, value in found.items()}
+    return {"score": sum(scores) / len(scores), **metrics}
 
 
 def main(args: CodecArguments) -> None:
@@ -83,15 +131,10 @@ def main(args: CodecArguments) -> None:
         pictures = training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
         sample = load_sample(args.data, "train", args.calibration_pictures, reading=args.reading).images / 255
         validation = load_sample(args.data, args.validation_split, args.validation_pictures, reading=args.reading)
-    stages = choose_stages(codec_stages(args.lmbda), args.stages)
-    objective = CodecObjective(build_codec(args, sample), stages, sample)
-
-    def validate(stage: Stage) -> Metrics:
-        metrics = measure_codec(objective.calibrate(), validation.images)
-        return {"score": -(args.lmbda * 255**2 * metrics["mse"] + metrics["bpp"]), **metrics}
-
+    objective = build_objective(args, sample)
     loader = picture_loader(pictures, batch_size=args.batch_size, num_workers=args.dataloader_num_workers)
-    Training(accelerator, objective, loader, args, validate=validate).run()
+    measured = partial(validate, args, objective, validation)
+    Training(accelerator, objective, loader, args, validate=measured).run()
 
 
 if __name__ == "__main__":

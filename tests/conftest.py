@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.initialization import init_transforms_from_images
@@ -38,3 +39,14 @@ def tiny_codec(tiny_config: ElicConfig, pictures: torch.Tensor) -> ElicModel:
     init_transforms_from_images(codec, pictures, lmbda=0.02)
     codec.calibrate(pictures)
     return codec.eval()
+
+
+@pytest.fixture(scope="session")
+def vector_codec(tiny_codec: ElicModel) -> ElicModel:
+    """The tiny codec with channel vectors as if they were trained, for four gains; do not change it."""
+    codec = add_gain_vectors(tiny_codec, levels=4, level_range=(-1.5, 1.0))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for transform in (codec.g_a, codec.g_s):
+            transform.log_vectors.normal_(std=0.15)
+    return codec

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
 
 from comneck_hf import ComNeckImageProcessor, CotamModel
+from comneck_hf.evaluation.pictures import picture_tensor
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,29 @@ def test_a_cotam_is_measured_with_its_guide(comneck, cotam_folder, models, tmp_p
 def test_complexity_is_counted_for_comneck_alone(comneck, cotam_folder):
     message = only_error_line(comneck("complexity", code=1, model=cotam_folder))
     assert "counted for ComNeck models, got a 'cotam' model" in message
+
+
+@torch.no_grad()
+def test_a_codec_with_vectors_is_decoded_at_the_gain_of_the_file(comneck, models, tmp_path):
+    torch.manual_seed(1)
+    codec = add_gain_vectors(AutoModel.from_pretrained(models / "comneck").codec, levels=2, level_range=(-1.0, 1.0))
+    codec.g_s.log_vectors.normal_(std=0.5)
+    model = CotamModel.from_codec_and_clip(codec, CLIPModel.from_pretrained(models / "clip"), guide_grid=[4, 4]).eval()
+    folder = tmp_path / "variable"
+    model.save_pretrained(folder)
+    ComNeckImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
+    photograph(tmp_path / "photo.png", seed=1)
+    photograph(tmp_path / "other.png", seed=2)
+    comneck("encode", "photo.png", "--gain", -0.9, model=folder)
+    comneck("encode", "other.png", "--gain", 0.7, model=folder)
+    bitstreams = [(tmp_path / f"{name}.cnk").read_bytes() for name in ("photo", "other")]
+    latents, gains = model.decompress(bitstreams), model.coded_gains(bitstreams)
+    assert [round(gain, 1) for gain in gains["gain"]] == [-0.9, 0.7]
+    comneck("features", "photo.cnk", "other.cnk", model=folder)
+    embeds = load_file(tmp_path / "features.safetensors")["image_embeds"]
+    assert torch.allclose(embeds, model(latents=latents, **gains).image_embeds, atol=1e-5)
+    comneck("decode", "photo.cnk", "-o", "decoded.png", model=folder)
+    decoded = picture_tensor(Image.open(tmp_path / "decoded.png"))
+    right, wrong = (model.reconstruct(latents[:1], gain=gain)[0] for gain in (gains["gain"][0], 0.0))
+    assert torch.equal(decoded, (right * 255).round().to(torch.uint8))
+    assert (right - wrong).abs().max() > 0.02

@@ -23,7 +23,7 @@ from .launch import ARGUMENTS, load_script, run_script
 CONFIGS = Path(__file__).parents[2] / "configs"
 COTAM = sorted(path.name for path in CONFIGS.glob("cotam-*.yaml"))
 FULL_SIZE = sorted(path.name for path in CONFIGS.glob("comneck-vitl14*.yaml"))
-SCRIPTS = {"clip": "train_clip", "codec": "train_codec", "tic": "train_codec"}
+SCRIPTS = {"clip": "train_clip", "codec": "train_codec", "tic": "train_codec", "variable": "train_codec"}
 
 
 def read(name: str, *words: str):

@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from comneck_hf.models.codec_vision import CodecVisionModel
 from comneck_hf.models.cotam.modeling_cotam import CotamModel
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.arguments import RunArguments
@@ -232,3 +233,19 @@ def test_a_saved_model_is_whole(model, small_clip, tmp_path):
     pictures = synthetic_pictures(64, 2)
     assert torch.equal(saved.decompress(saved.compress(pictures)), saved.encode(pictures).latents)
     assert (tmp_path / "preprocessor_config.json").exists()
+
+
+@torch.no_grad()
+def test_crops_of_a_codec_with_vectors_are_decoded_at_their_gains(codec_folder, small_clip):
+    codec = add_gain_vectors(ElicModel.from_pretrained(codec_folder).eval(), levels=2, level_range=(-1.0, 1.0))
+    codec.g_s.log_vectors.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
+    model = CotamModel.from_codec_and_clip(codec, small_clip, guide_grid=[4, 4]).eval()
+    pictures = synthetic_pictures(64, 4)
+    crops = code_crops(model, pictures, GAINS, generator=torch.Generator().manual_seed(0))
+    gain, gain_maps = GAINS.draw(4, model.gain_maps(pictures), generator=torch.Generator().manual_seed(0))
+    right, wrong = (
+        model.vision_model.picture_tokens(codec.decode(crops["latents"], **options))
+        for options in ({"gain": gain, "gain_maps": gain_maps}, {})
+    )
+    assert torch.equal(crops["picture_tokens"], right)
+    assert not torch.allclose(right, wrong, atol=1e-2)

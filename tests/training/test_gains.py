@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from comneck_hf.coding.gain_map import GainMap
-from comneck_hf.training.gains import RandomGains, gradient_levels, patch_levels, token_weights
+from comneck_hf.training.gains import RandomGains, distortion_weights, gradient_levels, patch_levels, token_weights
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -77,3 +77,12 @@ def test_token_weights_are_one_where_the_quantizer_is_finest():
 def test_ranges_and_shares_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RandomGains(**options)
+
+
+def test_lambda_doubles_with_every_half_octave_of_a_pixels_gain():
+    assert distortion_weights([0.0, 0.5, -1.0], [None] * 3, (64, 64)).flatten().tolist() == [1.0, 2.0, 0.25]
+    halves = GainMap(((-1,), (1,)), step=2)
+    weights = distortion_weights([0.5, 0.0], [halves, None], (96, 80))  # padded to 128 x 128: 64 rows each
+    assert weights.shape == (2, 1, 96, 80)
+    assert weights[0, 0, :64].unique().tolist() == [1.0] and weights[0, 0, 64:].unique().tolist() == [4.0]
+    assert weights[1].unique().tolist() == [1.0]

@@ -163,15 +163,15 @@ def run_demo(
     """
     pixel_values = image_processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
     bitstreams = model.compress(pixel_values)
-    latents = model.decompress(bitstreams)
+    latents, gains = model.decompress(bitstreams), model.coded_gains(bitstreams)
     original, decoded = (
         to_image(pixel_values[0]),
-        to_image(model.reconstruct(latents, size=pixel_values.shape[-2:])[0]),
+        to_image(model.reconstruct(latents, size=pixel_values.shape[-2:], **gains)[0]),
     )
     embeds = {
         "original": classifier.embed_pictures([original]),
         "decoded": classifier.embed_pictures([decoded]),
-        "latents": model(latents=latents).image_embeds,
+        "latents": model(latents=latents, **gains).image_embeds,
     }
     distortion = picture_psnr(decoded, original)
     return DemoResult(
@@ -196,14 +196,15 @@ def _stage_seconds(
             "`comneck encode`, `decode` and `classify`."
         )
     encoded = inspect_bitstream(model.codec, bitstreams[0]).encoded
+    gains = model.coded_gains(bitstreams)
     coding = _median_seconds(lambda: model.codec.exact.pack(encoded), model.device)
     compressing = _median_seconds(lambda: model.compress(pixel_values), model.device)
     return {
         "edge: g_a and entropy networks": max(compressing - coding, 0.0),
         "edge: entropy coding": coding,
         "server: bytes to latents": _median_seconds(lambda: model.decompress(bitstreams), model.device),
-        "server: neck and CLIP layers": _median_seconds(lambda: model(latents=latents), model.device),
-        "picture, if wanted: g_s": _median_seconds(lambda: model.reconstruct(latents), model.device),
+        "server: neck and CLIP layers": _median_seconds(lambda: model(latents=latents, **gains), model.device),
+        "picture, if wanted: g_s": _median_seconds(lambda: model.reconstruct(latents, **gains), model.device),
     }
 
 

@@ -149,8 +149,8 @@ def _region(gain_map: GainMap, codec: ElicModel, pixel_values: torch.Tensor) -> 
 
 
 def _decoded(codec: ElicModel, data: bytes, original: Image.Image, region: np.ndarray) -> CodedRegion:
-    latents = codec.decompress([data])
-    picture = to_image(codec.decode(latents, size=(original.height, original.width))[0])
+    latents, gains = codec.decompress([data]), codec.coded_gains([data])
+    picture = to_image(codec.decode(latents, size=(original.height, original.width), **gains)[0])
     pixels = [picture_tensor(image) / 255 for image in (picture, original)]
     inside, outside = (
         min(region_psnr(*pixels, torch.from_numpy(part)), MAX_PSNR) if part.any() else 0.0

@@ -1,7 +1,7 @@
 """Files through the codec and the model, batch by batch; a bad file never stops the others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class FileResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes that are set, ready for JSON."""
-        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        facts = {fact.name: getattr(self, fact.name) for fact in fields(self)}
         if self.labels is not None:
             facts["labels"] = [label._asdict() for label in self.labels]
         return {name: value for name, value in facts.items() if value is not None}
@@ -79,12 +79,14 @@ class LatentsFile:
         path: The file.
         latents: Shape `(latent_channels, height / 16, width / 16)` of the padded picture; `None` after an error.
         size: Bytes, and height and width of the original picture.
+        gains: What decoding the latents takes beside them, as `coded_gains` has it for one bitstream.
         error: Why there are no latents.
     """
 
     path: Path
     latents: torch.Tensor | None = None
     size: tuple[int, int, int] = (0, 0, 0)
+    gains: Mapping[str, list[Any]] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -201,7 +203,8 @@ def _decompress(codec: ElicModel, contents: dict[Path, bytes]) -> dict[Path, Lat
     results = {}
     for (path, data), picture in zip(contents.items(), latents, strict=True):
         container = Bitstream.parse(data, max_pixels=codec.config.max_pixels)
-        results[path] = LatentsFile(path, picture, (len(data), container.height, container.width))
+        size = (len(data), container.height, container.width)
+        results[path] = LatentsFile(path, picture, size, codec.coded_gains([data]))
     return results
 
 
@@ -219,7 +222,7 @@ def decode_files(codec: ElicModel, pairs: Sequence[tuple[Path, Path]]) -> list[F
             results.append(FileResult(str(source), error=file.error))
             continue
         num_bytes, height, width = file.size
-        picture = to_image(codec.decode(file.latents[None], size=(height, width))[0])
+        picture = to_image(codec.decode(file.latents[None], size=(height, width), **file.gains)[0])
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             picture.save(target)
@@ -255,7 +258,9 @@ def forward_latents(
             )
         if grid != tuple(files[0].latents.shape[-2:]):
             raise ValueError(f"{files[0].path} and {file.path} have latents of different sizes. Give them one by one.")
-    return model(latents=torch.stack([file.latents for file in files]), interpolate_pos_encoding=interpolate)
+    gains = {name: [value for file in files for value in file.gains[name]] for name in files[0].gains}
+    latents = torch.stack([file.latents for file in files])
+    return model(latents=latents, interpolate_pos_encoding=interpolate, **gains)
 
 
 def classify_files(

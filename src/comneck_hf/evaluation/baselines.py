@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import PIL
 import torch
@@ -27,12 +28,14 @@ class Received:
         num_bytes: Sizes of the whole files or bitstreams; `None` for pictures that were not coded.
         pixel_values: `(n, 3, height, width)` in [0, 1]; `None` where nothing is decoded.
         latents: `(n, latent_channels, height / 16, width / 16)` for a neck; `None` where CLIP sees a picture.
+        gains: What decoding the latents takes beside them.
         seconds: Time of the batch by stage, `"encode"` and `"decode"`.
     """
 
     num_bytes: list[int] | None = None
     pixel_values: torch.Tensor | None = None
     latents: torch.Tensor | None = None
+    gains: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -157,8 +160,8 @@ class Reconstruction(Baseline):
         with received.timed("encode"):
             bitstreams = self.codec.compress(pictures / 255, **self._options)
         with received.timed("decode"):
-            latents = self.codec.decompress(bitstreams)
-            decoded = self.codec.decode(latents, size=tuple(pictures.shape[-2:]))
+            latents, gains = self.codec.decompress(bitstreams), self.codec.coded_gains(bitstreams)
+            decoded = self.codec.decode(latents, size=tuple(pictures.shape[-2:]), **gains)
             received.pixel_values = (decoded.float() * 255).round() / 255
         received.num_bytes = [len(bitstream) for bitstream in bitstreams]
         return received
@@ -225,6 +228,7 @@ class Latents(Baseline):
             bitstreams = self.comneck.compress(pictures / 255, **self._options)
         with received.timed("decode"):
             received.latents = self.comneck.decompress(bitstreams)
+            received.gains = self.comneck.coded_gains(bitstreams)
         received.num_bytes = [len(bitstream) for bitstream in bitstreams]
         return received
 
@@ -232,7 +236,8 @@ class Latents(Baseline):
         """The decoded pictures of codecs that were trained for people too."""
         if not self.comneck.config.shows_pictures:
             return None
-        return (self.comneck.codec.decode(received.latents, size=size).float() * 255).round() / 255
+        decoded = self.comneck.reconstruct(received.latents, size=size, **received.gains)
+        return (decoded.float() * 255).round() / 255
 
 
 def _at_gain(quality: str, gain: float | None) -> str:

@@ -28,7 +28,7 @@ def to_compressai(codec: ElicModel) -> nn.Module:
 
     Raises:
         ValueError: If the codec is no ELIC, if the kernel size is not 5, which is the only one that CompressAI builds,
-            or if parts of the codec were not built.
+            or if parts of the codec were not built, or it has gain vectors.
     """
     if codec.config.model_type != "elic":
         raise ValueError(f"Only ELIC's weights fit into other code bases; this codec is {codec.config.model_type!r}.")
@@ -37,6 +37,8 @@ def to_compressai(codec: ElicModel) -> nn.Module:
         from compressai.models import Elic2022Chandelier
 
     config = codec.config
+    if config.gain_levels:
+        raise ValueError(f"CompressAI's ELIC has no gain vectors, this codec has them for {config.gain_levels} gains.")
     if config.kernel_size != 5:
         raise ValueError(f"CompressAI's ELIC has `kernel_size` 5, this codec {config.kernel_size}.")
     for flag in ("build_analysis", "build_synthesis", "build_entropy_networks"):

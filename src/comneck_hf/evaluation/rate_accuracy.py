@@ -46,12 +46,12 @@ def measure_accuracy(
         expected = labels[first : first + batch_size, None].to(model.device)
         bitstreams = model.compress(pixel_values, **coding)
         num_bytes += sum(len(bitstream) for bitstream in bitstreams)
-        latents = model.decompress(bitstreams)
-        decoded = (model.reconstruct(latents) * 255).round() / 255
+        latents, gains = model.decompress(bitstreams), model.coded_gains(bitstreams)
+        decoded = (model.reconstruct(latents, **gains) * 255).round() / 255
         embeddings = {
             "original": clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output,
             "decoded": clip.get_image_features(clip_inputs(decoded, size)).pooler_output,
-            "latents": model(latents=latents).image_embeds,
+            "latents": model(latents=latents, **gains).image_embeds,
         }
         for name, embeds in embeddings.items():
             scores = F.normalize(embeds, dim=-1) @ zero_shot_weights.T
@@ -86,7 +86,8 @@ def measure_distance(
         pixel_values = batch.float().to(model.device) / 255
         bitstreams = model.compress(pixel_values, **coding)
         num_bytes += sum(map(len, bitstreams))
-        student = model(latents=model.decompress(bitstreams)).image_embeds
+        latents = model.decompress(bitstreams)
+        student = model(latents=latents, **model.coded_gains(bitstreams)).image_embeds
         teacher = clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output
         distances.append((student - teacher).square().mean(1))
         cosines.append(F.cosine_similarity(student, teacher))
@@ -117,13 +118,16 @@ def validation_score(
 
 
 @torch.no_grad()
-def measure_codec(codec: ElicModel, pictures: torch.Tensor, *, batch_size: int = 16) -> dict[str, float]:
+def measure_codec(
+    codec: ElicModel, pictures: torch.Tensor, *, batch_size: int = 16, **coding: Any
+) -> dict[str, float]:
     """Real bytes and distortion of pictures of one size.
 
     Args:
         codec: The codec, ready to code.
         pictures: uint8 `(n, 3, height, width)`.
         batch_size: Pictures per batch.
+        coding: Options of the codec's `compress`, such as `gain`.
 
     Returns:
         Means: `bytes`, `bpp`, `mse` of pictures in [0, 1] and `psnr` in dB, of 8-bit pictures.
@@ -132,9 +136,10 @@ def measure_codec(codec: ElicModel, pictures: torch.Tensor, *, batch_size: int =
     height, width = pictures.shape[-2:]
     for batch in pictures.split(batch_size):
         original = batch.float().to(codec.device) / 255
-        bitstreams = codec.compress(original)
+        bitstreams = codec.compress(original, **coding)
         num_bytes += sum(map(len, bitstreams))
-        decoded = codec.decode(codec.decompress(bitstreams), size=(height, width))
+        latents, gains = codec.decompress(bitstreams), codec.coded_gains(bitstreams)
+        decoded = codec.decode(latents, size=(height, width), **gains)
         errors.append(((decoded * 255).round() / 255 - original).square().mean((1, 2, 3)).double())
     error, count = torch.cat(errors), len(pictures)
     return {

@@ -115,7 +115,8 @@ def _random_box(source: random.Random, height: int, width: int) -> tuple[int, in
 
 def _decode(codec: ElicModel, data: bytes, size: tuple[int, int]) -> torch.Tensor:
     """8-bit picture, float `(3, height, width)` in [0, 1] on the CPU."""
-    return (codec.decode(codec.decompress([data]), size=size)[0].cpu() * 255).round() / 255
+    decoded = codec.decode(codec.decompress([data]), size=size, **codec.coded_gains([data]))
+    return (decoded[0].cpu() * 255).round() / 255
 
 
 __all__ = ["ReachedSize", "RegionPsnr", "reach_rates", "region_gains"]

@@ -95,7 +95,7 @@ class ZeroShot(Task):
                 pixel_values = clip_inputs(received.pixel_values, self.clip.config.vision_config.image_size)
                 embeds = self.clip.get_image_features(pixel_values).pooler_output
             else:
-                embeds = baseline.comneck(latents=received.latents).image_embeds
+                embeds = baseline.comneck(latents=received.latents, **received.gains).image_embeds
         scores = F.normalize(embeds.float(), dim=-1) @ self.weights.T
         expected = self.labels[list(numbers), None].to(scores.device)
         right = scores.topk(min(5, len(self.weights))).indices.eq(expected).cpu().numpy()

@@ -157,7 +157,8 @@ class CodedLlava:
 
     @torch.no_grad()
     def _decoded(self, bitstreams: Sequence[bytes]) -> list[Image.Image]:
-        pixel_values = self.codec.decode(self.codec.decompress(bitstreams))
+        gains = self.codec.coded_gains(bitstreams)
+        pixel_values = self.codec.decode(self.codec.decompress(bitstreams), **gains)
         pixels = (pixel_values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [Image.fromarray(picture) for picture in pixels]
 

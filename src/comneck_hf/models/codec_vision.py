@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
+from ..coding.gain_map import GainMap
 from .codec_vision_config import CodecVisionConfig, LatentVisionConfig
 from .image_codec import CodecEncoderOutput
 
@@ -183,6 +184,8 @@ class CodecVisionModel(PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        gain: float | Sequence[float] | None = None,
+        gain_maps: GainMap | Sequence[GainMap | None] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ComNeckModelOutput:
         """Features and embeddings from latents, or from pictures through the codec. Exactly one of the two.
@@ -192,16 +195,22 @@ class CodecVisionModel(PreTrainedModel):
                 makes them; the codec runs inside, without bytes. With `latent_channels` channels they **are** latents.
             latents: Shape `(batch, latent_channels, height / 16, width / 16)`.
             interpolate_pos_encoding: Accept other latent grids than the tower's, with positions interpolated.
+            gain, gain_maps: What pictures are to be coded with, as in the codec's `compress`; or what the latents were
+                coded with, as `coded_gains` tells: a CoTAM whose codec has gain vectors decodes pictures with them.
             kwargs: `output_hidden_states` (also an index or a list of indices), `output_attentions`, `return_dict`.
 
         Raises:
             ValueError: If none or both inputs are given, or their shape fits neither path.
         """
         pixel_values, latents = sort_inputs(pixel_values, latents, self.config.vision_config)
+        options = {"gain": gain, "gain_maps": gain_maps}
+        options = {name: value for name, value in options.items() if value is not None}
         if latents is None:
+            options = self._coding_options(pixel_values, options)
             with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(self._require_codec())):
-                latents = self.encode(pixel_values).latents
-        outputs = self._see(latents, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
+                latents = self.encode(pixel_values, **options).latents
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        outputs = self._see(latents, options, **kwargs)
         return ComNeckModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=outputs.pooler_output,
@@ -211,8 +220,14 @@ class CodecVisionModel(PreTrainedModel):
             latents=latents,
         )
 
-    def _see(self, latents: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """The tower's features of latents."""
+    def _coding_options(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Options of the codec for pictures, from those that were given."""
+        return {"gain": 0.0, **options} if self._require_codec().needs_gains else options
+
+    def _see(self, latents: torch.Tensor, gains: Mapping[str, Any], **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The tower's features of latents that were coded with `gains`, as `coded_gains` has them."""
         return self.vision_model(latents=latents, **kwargs)
 
     @can_return_tuple
@@ -261,9 +276,29 @@ class CodecVisionModel(PreTrainedModel):
         """
         return self._require_codec().decompress(bitstreams)
 
-    def reconstruct(self, latents: torch.Tensor, *, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Pictures of shape `(batch, 3, height, width)`, values in [0, 1], cropped to `size` (height, width)."""
-        return self._require_codec().decode(latents, size=size)
+    def coded_gains(self, bitstreams: Sequence[bytes]) -> dict[str, Any]:
+        """What `reconstruct` and `forward` take beside the latents of these bitstreams, as the codec tells."""
+        return self._require_codec().coded_gains(bitstreams)
+
+    def reconstruct(self, latents: torch.Tensor, *, size: tuple[int, int] | None = None, **gains: Any) -> torch.Tensor:
+        """Pictures of shape `(batch, 3, height, width)`, values in [0, 1].
+
+        Args:
+            latents: As `decompress` returns them.
+            size: Height and width to crop to.
+            gains: `gain` and `gain_maps`, as `coded_gains` tells. Only codecs with gain vectors need them.
+
+        Raises:
+            ValueError: If the codec needs gains, and there are none.
+        """
+        codec = self._require_codec()
+        if codec.needs_gains and "gain" not in gains:
+            raise ValueError(
+                "The codec of this model has gain vectors and decodes pictures only with the gains that their latents "
+                "were coded with. Pass `**model.coded_gains(bitstreams)` beside the latents. LLaVA has no place for "
+                "them: give it pictures, or `mm_encoder_outputs`."
+            )
+        return codec.decode(latents, size=size, **gains)
 
     @property
     def coder(self) -> PreTrainedModel | None:

@@ -109,9 +109,10 @@ def code_crops(model: CotamModel, pixel_values: Tensor, gains: RandomGains, *, g
     guided = model.gain_maps(pixel_values) if gains.guided_share else None
     octaves, maps = gains.draw(len(pixel_values), guided, generator=generator)
     latents = model.encode(pixel_values, gain=octaves, gain_maps=maps).latents
+    decoded = model.reconstruct(latents, gain=octaves, gain_maps=maps)
     return {
         "latents": latents,
-        "picture_tokens": model.vision_model.picture_tokens(model.reconstruct(latents)),
+        "picture_tokens": model.vision_model.picture_tokens(decoded),
         "token_weights": token_weights(octaves, maps, tuple(latents.shape[2:])).to(latents),
     }
 

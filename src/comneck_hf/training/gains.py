@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from comneck_hf.coding.gain_map import GAINS_PER_OCTAVE, GainMap
+from comneck_hf.models.elic.gains_elic import PictureGains
 
 
-__all__ = ["RandomGains", "gradient_levels", "patch_levels", "token_weights"]
+__all__ = ["RandomGains", "distortion_weights", "gradient_levels", "patch_levels", "token_weights"]
 
 _PATCH_CELLS = (1, 2, 4)
 
@@ -90,6 +92,25 @@ def gradient_levels(grid: tuple[int, int], limit: int, *, generator: torch.Gener
     levels = ((torch.arange(size) + 0.5) / size * (2 * limit + 1)).long() - limit
     levels = levels.flip(0) if direction >= 2 else levels
     return (levels[None, :] if direction % 2 else levels[:, None]).expand(grid)
+
+
+def distortion_weights(octaves: Sequence[float], maps: Sequence[GainMap | None], size: tuple[int, int]) -> Tensor:
+    """Lambda of every pixel over the codec's own: `4 ** gain`, as lambda doubles with every half octave.
+
+    Args:
+        octaves: Gains of the pictures.
+        maps: Their gain maps.
+        size: Height and width of the pictures, which the codec pads to multiples of 64.
+
+    Returns:
+        float32 `(batch, 1, 1, 1)`, or `(batch, 1, height, width)` where there is a map.
+    """
+    rows, columns = (4 * -(-side // 64) for side in size)
+    gains = PictureGains.of(octaves, maps, len(octaves))
+    weights = (2 * gains.octaves(rows, columns, torch.device("cpu"))).exp2()[:, None]
+    if weights.shape[2:] == (1, 1):
+        return weights
+    return F.interpolate(weights, scale_factor=16, mode="nearest")[..., : size[0], : size[1]]
 
 
 def token_weights(gains: Sequence[float], maps: Sequence[GainMap | None], grid: tuple[int, int]) -> Tensor:

@@ -22,9 +22,16 @@ def rate(likelihoods: Mapping[str, Tensor], pixel_values: Tensor) -> Tensor:
     return bits / (batch * height * width)
 
 
-def mean_squared_error(reconstruction: Tensor, pixel_values: Tensor) -> Tensor:
-    """d_recon: mean over all values, of pictures in [0, 1]; not clamped."""
-    return F.mse_loss(_wide(reconstruction), _wide(pixel_values))
+def mean_squared_error(reconstruction: Tensor, pixel_values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """d_recon: mean over all values, of pictures in [0, 1]; not clamped.
+
+    Args:
+        reconstruction, pixel_values: `(batch, 3, height, width)`.
+        weights: Of the squared errors, of a shape that can be multiplied with the pictures; 1 by default.
+    """
+    if weights is None:
+        return F.mse_loss(_wide(reconstruction), _wide(pixel_values))
+    return (weights * (_wide(reconstruction) - _wide(pixel_values)).square()).mean()
 
 
 def distillation(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

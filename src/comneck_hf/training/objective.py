@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from comneck_hf.models.compressai.modeling_compressai import CompressaiModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import RunArguments
+from comneck_hf.training.gains import RandomGains, distortion_weights
 from comneck_hf.training.losses import mean_squared_error, rate
 from comneck_hf.training.stages import Stage
 
@@ -95,12 +97,29 @@ def weighted_sum(terms: Terms, stage: Stage) -> tuple[Tensor, Terms]:
     return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
 
 
-def codec_terms(codec: ElicModel, pixel_values: Tensor, stage: Stage) -> tuple[Tensor, Terms]:
-    """Latents with gradients and the terms `rate` and, where the stage weights it, `reconstruction`."""
-    outputs = codec(pixel_values, quantization=stage.quantization, reconstruct="reconstruction" in stage.weights)
+def codec_terms(
+    codec: ElicModel, pixel_values: Tensor, stage: Stage, gains: RandomGains | None = None
+) -> tuple[Tensor, Terms]:
+    """Latents with gradients and the terms `rate` and, where the stage weights it, `reconstruction` and its `psnr`.
+
+    Args:
+        codec: The codec.
+        pixel_values: `(batch, 3, height, width)` in [0, 1].
+        stage: Its quantization.
+        gains: At which the pictures are coded, drawn from torch's own random numbers. Errors then count as much as
+            lambda at their gain is larger than the codec's own.
+    """
+    options: dict[str, Any] = {"reconstruct": "reconstruction" in stage.weights}
+    weights = None
+    if gains is not None:
+        octaves, maps = gains.draw(len(pixel_values), generator=torch.default_generator)
+        options |= {"gain": octaves, "gain_maps": maps}
+        weights = distortion_weights(octaves, maps, tuple(pixel_values.shape[2:])).to(pixel_values.device)
+    outputs = codec(pixel_values, quantization=stage.quantization, **options)
     terms = {"rate": rate(outputs.likelihoods, pixel_values)}
     if outputs.reconstruction is not None:
-        terms["reconstruction"] = mean_squared_error(outputs.reconstruction, pixel_values)
+        terms["reconstruction"] = mean_squared_error(outputs.reconstruction, pixel_values, weights)
+        terms["psnr"] = -10 * mean_squared_error(outputs.reconstruction.detach(), pixel_values).log10()
     return outputs.latents, terms
 
 
@@ -119,18 +138,27 @@ def half_precision(model: nn.Module) -> dict[str, Tensor]:
 
 
 class CodecObjective(Objective):
-    """Rate and distortion of a codec.
+    """Rate and distortion of a codec, at its own rate or at all rates together.
 
     Args:
         codec: The codec.
         stages: From `codec_stages`.
         calibration_pictures: Sample `(n, 3, height, width)` in [0, 1], from which the integer networks are derived
             before anything is coded.
+        gains: At which pictures are coded, for a codec of variable rate (CoTAM, 3.1). The stages' lambda is that of
+            gain 0; it doubles with every half octave.
     """
 
-    def __init__(self, codec: ElicModel, stages: tuple[Stage, ...], calibration_pictures: Tensor) -> None:
+    def __init__(
+        self,
+        codec: ElicModel,
+        stages: tuple[Stage, ...],
+        calibration_pictures: Tensor,
+        *,
+        gains: RandomGains | None = None,
+    ) -> None:
         super().__init__()
-        self.codec, self.stages = codec, stages
+        self.codec, self.stages, self.gains = codec, stages, gains
         self._calibration_pictures = calibration_pictures
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -139,9 +167,9 @@ class CodecObjective(Objective):
 
     def forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, Terms]:
         """Rate and distortion of `batch["pixel_values"]`; the loss of the medians is added without a weight."""
-        _, terms = codec_terms(self.codec, batch["pixel_values"], stage)
+        _, terms = codec_terms(self.codec, batch["pixel_values"], stage, self.gains)
         loss, report = weighted_sum(terms, stage)
-        return loss + self.codec.aux_loss(), {**report, "psnr": -10 * report["reconstruction"].log10()}
+        return loss + self.codec.aux_loss(), report
 
     def calibrate(self) -> ElicModel:
         """A copy of the codec, ready to code with the present weights."""

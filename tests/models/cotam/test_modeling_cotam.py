@@ -17,6 +17,7 @@ from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.initialization import init_transforms_from_images
 
@@ -255,3 +256,23 @@ def test_the_full_size_adapter_has_the_papers_parameters():
     with torch.device("meta"):
         tower = CotamVisionModel(CotamVisionConfig(image_size=336, num_hidden_layers=1))
     assert sum(parameter.numel() for parameter in tower.adapter.parameters()) == 13_518_849
+
+
+@torch.no_grad()
+def test_a_codec_with_vectors_decodes_at_the_gains_of_the_bitstreams(codec, clip, pictures):
+    richer = add_gain_vectors(codec, levels=2, level_range=(-1.0, 1.0))
+    richer.g_s.log_vectors.normal_(std=0.3, generator=torch.Generator().manual_seed(8))
+    model = CotamModel.from_codec_and_clip(richer, clip, guide_grid=list(GRID)).eval()
+    for options in ({}, {"gain": 0.8}, {"gain": [0.0, 0.5, -1.0], "gain_maps": GainMap(((0, 1),))}):
+        bitstreams = model.compress(pictures, **options)
+        latents, gains = model.decompress(bitstreams), model.coded_gains(bitstreams)
+        outputs = model(latents=latents, **gains)
+        assert torch.equal(outputs.image_embeds, model(pictures, **options).image_embeds)
+        expected = model.vision_model(latents=latents, reconstruction=richer.decode(latents, **gains))
+        assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+        assert not torch.allclose(outputs.image_embeds, model(latents=latents, gain=-0.9).image_embeds, atol=1e-4)
+    for needy in (model, model.reconstruct):
+        with pytest.raises(ValueError, match=r"Pass `\*\*model.coded_gains\(bitstreams\)` beside the latents"):
+            needy(latents=latents)
+    alone = CotamModel.from_codec_and_clip(richer, clip, use_reconstruction_prior=False).eval()
+    assert alone(latents=latents).image_embeds.shape == (3, 16)  # no picture, no gains

@@ -10,6 +10,7 @@ from comneck_hf.coding.bitstream import BitstreamError
 from comneck_hf.coding.exact import EXECUTORS
 from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.elic.configuration_elic import ElicConfig
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.tic.configuration_tic import TicConfig
 from comneck_hf.models.tic.modeling_tic import TicModel
@@ -198,3 +199,20 @@ def test_gains_and_maps_are_those_of_elic(tic_codec, pictures):
     expected = tic_codec.encode(pictures[:2], gain=1, gain_maps=gain_map).latents
     assert torch.equal(tic_codec.decompress(bitstreams), expected)
     assert len(bitstreams[0]) > len(tic_codec.compress(pictures[:1])[0])
+
+
+def test_vectors_follow_the_gain_in_its_blocks_too(tic_codec, pictures):
+    codec = add_gain_vectors(tic_codec, levels=3, level_range=(-1.0, 1.0))
+    assert codec.g_a.widths == [16, 16, 16, 20] and codec.g_s.widths == [20, 16, 16, 16]
+    options = {"gain": [0.5, -1.0], "gain_maps": GainMap(((-1, 0), (1, 1)))}
+    plain = tic_codec.compress(pictures[:2], **options)
+    assert codec.compress(pictures[:2], **options) == plain
+    latents = tic_codec.decompress(plain)
+    assert torch.equal(codec.decode(latents, **options), tic_codec.decode(latents))
+    with torch.no_grad():
+        for transform in (codec.g_a, codec.g_s):
+            transform.log_vectors.normal_(std=0.1)
+    bitstreams = codec.compress(pictures[:2], **options)
+    assert bitstreams[0] != plain[0]
+    assert torch.equal(codec.decompress(bitstreams), codec.encode(pictures[:2], **options).latents)
+    assert not torch.allclose(codec.decode(latents, **options), codec.decode(latents), atol=0.01)

@@ -1,6 +1,6 @@
 """CoTAM: bits go where CLIP looks, and CLIP sees the decoded picture and, through an adapter, the latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ class CotamModel(CodecVisionModel):
 
     def encode(self, pixel_values: torch.Tensor, **options: Any) -> CodecEncoderOutput:
         """As in [`CodecVisionModel`], with the guide's gain maps where `options` have no `gain_maps`."""
-        return super().encode(pixel_values, **self._guided(pixel_values, options))
+        return super().encode(pixel_values, **self._coding_options(pixel_values, options))
 
     def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **options: Any) -> list[bytes]:
         """One self-contained bitstream per picture, with the guide's gain maps where there are no others.
@@ -187,16 +187,19 @@ class CotamModel(CodecVisionModel):
             options: Of the codec's `compress`, such as `gain` and `target_bytes`. `gain_maps` take the place of the
                 guide's; `None` stands for no map.
         """
-        return super().compress(pixel_values, **self._guided(pixel_values, options))
+        return super().compress(pixel_values, **self._coding_options(pixel_values, options))
 
-    def _guided(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]) -> dict[str, Any]:
+    def _coding_options(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        options = super()._coding_options(pixel_values, options)
         if "gain_maps" in options or not self.config.use_guide:
             return options
         return {**options, "gain_maps": self.gain_maps(pixel_values)}
 
-    def _see(self, latents: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def _see(self, latents: torch.Tensor, gains: Mapping[str, Any], **kwargs: Any) -> BaseModelOutputWithPooling:
         if self.config.vision_config.reads_pictures:
-            kwargs["reconstruction"] = self.reconstruct(latents)
+            kwargs["reconstruction"] = self.reconstruct(latents, **gains)
         return self.vision_model(latents=latents, **kwargs)
 
 

@@ -1,12 +1,19 @@
 """Transforms that follow the gain: channel vectors learned for several gains (CoTAM's variable-rate codec)."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .configuration_elic import ElicConfig
+
+
+if TYPE_CHECKING:
+    from .modeling_elic import ElicModel
 
 
 class GainTransform(nn.Sequential):
@@ -70,10 +77,33 @@ def with_gain_vectors(transform: nn.Sequential, config: ElicConfig) -> nn.Sequen
     return GainTransform(transform, levels=config.gain_levels, level_range=tuple(config.gain_level_range))
 
 
+def add_gain_vectors(codec: ElicModel, *, levels: int, level_range: Sequence[float]) -> ElicModel:
+    """A codec of the same weights and integers that has vectors, and codes to the same bytes until they are trained.
+
+    Args:
+        codec: Without vectors; not changed.
+        levels, level_range: As in [`GainTransform`].
+
+    Raises:
+        ValueError: If the codec has vectors, or no transforms can have these.
+    """
+    if codec.config.gain_levels:
+        raise ValueError(
+            f"This codec has vectors of {codec.config.gain_levels} gains in {list(codec.config.gain_level_range)} "
+            "octaves. Train them on without `gain_levels`, or start from a codec without vectors."
+        )
+    codec.update_tables()
+    fields = {**codec.config.to_diff_dict(), "gain_levels": levels, "gain_level_range": list(level_range)}
+    richer = type(codec)(type(codec.config)(**fields)).to(codec.device, codec.dtype)
+    missing = richer.load_state_dict(codec.state_dict(), strict=False).missing_keys
+    assert all(name.endswith(".log_vectors") for name in missing), missing
+    return richer.train(codec.training)
+
+
 def _scaled(features: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     if vectors.shape[2:] != (1, 1):
         vectors = F.interpolate(vectors, features.shape[2:], mode="nearest")
     return features * vectors.to(features.dtype)
 
 
-__all__ = ["GainTransform", "with_gain_vectors"]
+__all__ = ["GainTransform", "add_gain_vectors", "with_gain_vectors"]
