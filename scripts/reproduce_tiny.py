@@ -1,4 +1,4 @@
-"""Trains the comneck-tiny family from the data packs: teacher, five codecs, twelve models, CoTAM, ablations.
+"""Trains the comneck-tiny family from the data packs: teacher, six codecs, twelve models, CoTAM, ablations.
 
 python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -12,6 +13,8 @@ from comneck_hf import Bitstream, ComNeckImageProcessorPil, CompressaiModel
 from comneck_hf.cli import app
 from comneck_hf.commands import loading
 from comneck_hf.commands.demo import demo_photograph
+from comneck_hf.commands.region_demo import run_region_demo
+from comneck_hf.evaluation.pictures import picture_tensor
 from comneck_hf.models.cotam.regions_cotam import gain_map_from_boxes
 
 
@@ -142,3 +145,19 @@ def test_the_demo_moves_bits_into_the_region(comneck, tmp_path):
     assert Image.open(tmp_path / "comneck_demo.png").size[0] > 800
     text = comneck("demo", "--roi", FACE).stdout
     assert "without region" in text and f"{with_region['psnr_inside']:.2f} dB" in text
+
+
+def test_the_demo_decodes_a_codec_with_vectors_at_the_gains_of_its_regions(vector_codec):
+    picture = Image.open(demo_photograph()).convert("RGB")
+    processor = ComNeckImageProcessorPil(size={"shortest_edge": 128}, crop_size=128)
+    demo = run_region_demo(picture, [(60, 20, 110, 80)], name="face", codec=vector_codec, image_processor=processor)
+    coded = picture_tensor(demo.original)[None] / 255
+    size = demo.without.num_bytes
+    (data,) = vector_codec.compress(coded, gain_maps=demo.gain_map, target_bytes=size)
+    latents = vector_codec.decompress([data])
+    right, wrong = (
+        (vector_codec.decode(latents, **gains)[0] * 255).round().to(torch.uint8)
+        for gains in (vector_codec.coded_gains([data]), {})
+    )
+    assert torch.equal(picture_tensor(demo.with_region.picture), right)
+    assert not torch.equal(right, wrong)
