@@ -26,7 +26,7 @@ from comneck_hf.training.arguments import TeachingArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
 from comneck_hf.training.gains import RandomGains
-from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
+from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_targets
 from comneck_hf.training.loop import Metrics, Training, prepare_run
 from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
 from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
@@ -83,13 +83,14 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
 
 
 def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel) -> Dataset:
-    """Fresh crops, or the latents and embeddings of crops that were coded once."""
+    """Fresh crops, or the latents and targets of crops that were coded once."""
     augmentation = Augmentation(model.config.image_size, smallest_crop=args.smallest_crop, jitter=args.jitter)
     if not args.coded_variants:
         return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
     variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
     latents = coded_latents(model.codec, variants, args.cache_folder, gains=args.gains)
-    return CodedPictures([latents, teacher_embeddings(clip, variants, args.cache_folder)], variants.pack.labels)
+    taught = teacher_targets(clip, variants, args.cache_folder, parse_targets(args.targets))
+    return CodedPictures([latents, taught], variants.pack.labels)
 
 
 def build_objective(

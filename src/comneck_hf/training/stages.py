@@ -83,6 +83,13 @@ PRESETS = {
         post_layernorm_repeats=2,
         distillation_weight=1152.0,
     ),
+    "cosine": Preset(
+        "cosine",
+        (Stage("distill", "own", ("neck",), {"distillation": 100.0}, schedule="cosine"),),
+        normalize_logits=True,
+        post_layernorm_repeats=1,
+        distillation_weight=100.0,
+    ),
 }
 
 
