@@ -1,6 +1,6 @@
 """Packs trained comneck-tiny models for the repository: what coding and features need, and no tensor twice.
 
-python scripts/pack_family.py --models runs/tiny/d?-q?/model --output weights
+python scripts/pack_family.py --models runs/tiny/d?-q?/model runs/tiny/cotam/model --output weights
 
 The float entropy networks are left out, whose integer twins code, and in d3 g_s, which nothing trained. CLIP's layers
 stay in the packaged comneck-tiny-clip: the index of each model points there, and `from_pretrained` follows it.
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig, AutoModel, HfArgumentParser
 
 import comneck_hf
-from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 
 
 @dataclass
@@ -33,15 +32,15 @@ def pack(source: Path, output: Path, clip_file: Path) -> Path:
     config = AutoConfig.from_pretrained(source)
     config.codec_config._name_or_path = ""  # a folder of this machine
     config.codec_config.build_entropy_networks = False
-    config.codec_config.build_synthesis = config.scenario != "d3"
+    config.codec_config.build_synthesis = config.curve != "d3"
     tensors, clip = load_file(source / "model.safetensors"), load_file(clip_file)
     with torch.device("meta"):
-        kept = ComNeckModel(config).state_dict()
+        kept = AutoModel.from_config(config).state_dict()
     tensors = {key: value for key, value in tensors.items() if key in kept}
     shared = [key for key, value in tensors.items() if key in clip and torch.equal(value, clip[key])]
     if not any(key.startswith("vision_model.encoder") for key in shared):
         raise ValueError(f"{source} was trained with another CLIP than {clip_file.parent.name}.")
-    folder = output / f"comneck-tiny-{config.scenario}-q{config.quality}"
+    folder = output / f"comneck-tiny-{config.curve}-q{config.quality}"
     folder.mkdir(parents=True, exist_ok=True)
     own = {key: value for key, value in tensors.items() if key not in shared}
     save_file(own, folder / "own.safetensors", metadata={"format": "pt"})
