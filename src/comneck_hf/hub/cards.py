@@ -137,7 +137,8 @@ def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, f
         seen = f"{curve} reconstruction" if curve in ("d2", "d3") else "reconstruction"
         row |= {"latents_top1": latents["top1"], "bytes_per_picture": latents["bytes"], "bpp": latents["bpp"]}
         row |= {"psnr": latents["psnr-rgb"]} if "psnr-rgb" in latents else {}
-        row |= {"decoded_top1": points[seen, quality]["top1"]} if (seen, quality) in points else {}
+        if config.model_type == "comneck" and (seen, quality) in points:  # of the same bytes
+            row |= {"decoded_top1": points[seen, quality]["top1"]}
     if not row:
         return {}, {}
     setting = {"data": task["data"], "split": content["setting"]["split"]}
