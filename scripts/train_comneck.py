@@ -29,7 +29,7 @@ from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_targets
 from comneck_hf.training.loop import Metrics, Training, prepare_run
 from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
-from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
+from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages, find_preset
 from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
 from comneck_hf.training.zero_shot import pack_weights
 
@@ -78,7 +78,7 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         scenario=args.scenario,
         quality=args.quality,
         num_skipped_layers=args.num_skipped_layers,
-        post_layernorm_repeats=PRESETS[args.preset].post_layernorm_repeats,
+        post_layernorm_repeats=find_preset(PRESETS, args.preset).post_layernorm_repeats,
     )
 
 
@@ -97,7 +97,7 @@ def build_objective(
     args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel, sample: ImagePack
 ) -> ComNeckObjective | PostProcessingObjective:
     """Stages, targets and, where the data has classes, the zero-shot classifier."""
-    preset = PRESETS[args.preset]
+    preset = find_preset(PRESETS, args.preset)
     weights = pack_weights(
         clip,
         args.clip,
