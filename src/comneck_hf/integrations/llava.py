@@ -221,14 +221,18 @@ def _set_config(llava: PreTrainedModel, tower: CodecVisionModel | LatentVisionMo
         ]
 
 
-def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) -> ComNeckNextProcessor:
-    """The processor of a LLaVA-NeXT with a ComNeck tower, as `ComNeckNextProcessor.for_llava` makes it.
+def llava_next_processor(
+    llava: PreTrainedModel, processor: LlavaNextProcessor, *, code_canvas: bool = False, overview: str = "pooled"
+) -> ComNeckNextProcessor:
+    """The processor of a LLaVA-NeXT with a ComNeck or CoTAM tower, as `ComNeckNextProcessor.for_llava` makes it.
 
     Args:
         llava: With the tower attached.
         processor: The one it had.
+        code_canvas: Whether a picture is coded as one canvas of all its tiles.
+        overview: Of a canvas, `"pooled"` or `"encoded"`, as in [`ComNeckNextProcessor`].
     """
-    return ComNeckNextProcessor.for_llava(llava, processor)
+    return ComNeckNextProcessor.for_llava(llava, processor, code_canvas=code_canvas, overview=overview)
 
 
 def _without_adapters(llava: PreTrainedModel) -> PreTrainedModel:
