@@ -18,12 +18,11 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from .bitstream import BitstreamError
+from .bitstream import TILES_MAGIC, BitstreamError
 
 
-__all__ = ["TILES_MAGIC", "TILES_VERSION", "TiledBitstream"]
+__all__ = ["TILES_VERSION", "TiledBitstream"]
 
-TILES_MAGIC = b"CNT"
 TILES_VERSION = 1
 
 _HEADER = struct.Struct("<3sBII")

@@ -38,25 +38,17 @@ class _TellsVisualTokens:
         inputs_embeds: torch.FloatTensor | None = None,
         past_key_values: Cache | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        pool_strides: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As the class without pooling. `inputs_embeds` that already hold image features are not pooled.
 
-        `pool_strides` of `pixel_values` are those of `LlavoltaModel.get_image_features`.
-
         Raises:
             ValueError: If an image begins where the last one in the cache ended: a prompt that is read in chunks.
         """
-        pools_inside = self.config.text_config.pools_inside
-        if pixel_values is not None and mm_encoder_outputs is None and (pools_inside or pool_strides is not None):
-            names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
-            options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-            if pool_strides is not None:
-                options["pool_strides"] = pool_strides
-            features = self.get_image_features(pixel_values=pixel_values, return_dict=True, **options)
-            pixel_values, mm_encoder_outputs = None, {"image": features}
-        if pools_inside:
+        if self.config.text_config.pools_inside:
+            if pixel_values is not None and mm_encoder_outputs is None:
+                mm_encoder_outputs = self._encoder_outputs(pixel_values, kwargs)
+                pixel_values = None
             features = (mm_encoder_outputs or {}).get("image")
             visual_tokens = self._visual_tokens(input_ids, inputs_embeds)
             if features is not None:
@@ -72,6 +64,14 @@ class _TellsVisualTokens:
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+
+    def _encoder_outputs(
+        self, pixel_values: torch.Tensor, options: dict[str, Any], **more: Any
+    ) -> dict[str, BaseModelOutputWithPooling]:
+        """The features of images, with those of the options of `forward` that concern them."""
+        names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+        options = {name: options[name] for name in names if options.get(name) is not None}
+        return {"image": self.get_image_features(pixel_values=pixel_values, return_dict=True, **options, **more)}
 
     def _visual_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Where the placeholders of images are, bool `(batch, sequence)`."""
@@ -95,6 +95,26 @@ class LlavoltaModel(_TellsVisualTokens, LlavaModel):
     """`LlavaModel` that pools visual tokens, before or within the language model."""
 
     config: LlavoltaConfig
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        pool_strides: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the class without pooling.
+
+        Args:
+            pool_strides: Of `pixel_values`, as in `get_image_features`.
+        """
+        if pool_strides is not None and pixel_values is not None and mm_encoder_outputs is None:
+            mm_encoder_outputs = self._encoder_outputs(pixel_values, kwargs, pool_strides=pool_strides)
+            pixel_values = None
+        return super().forward(
+            input_ids=input_ids, pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+        )
 
     @can_return_tuple
     def get_image_features(
@@ -170,15 +190,6 @@ class _GeneratesPooled:
                 setattr(text_config, name, value)
             raise
 
-    def prepare_inputs_for_generation(
-        self, *args: Any, pool_strides: torch.Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As any model's; the strides of regions go with the pictures."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        if pool_strides is not None and inputs.get("pixel_values") is not None:
-            inputs["pool_strides"] = pool_strides
-        return inputs
-
     def create_masks_for_generate(
         self,
         *,
@@ -219,6 +230,15 @@ class LlavoltaForConditionalGeneration(_GeneratesPooled, LlavaForConditionalGene
         """As any model's; knows the tower by the names of CLIP's files, too."""
         kwargs.setdefault("key_mapping", {r"^vision_model\.": "model.vision_tower."})
         return super().from_pretrained(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, pool_strides: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As any model's; the strides of regions go with the pictures."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if pool_strides is not None and inputs.get("pixel_values") is not None:
+            inputs["pool_strides"] = pool_strides
+        return inputs
 
 
 class LlavoltaNextForConditionalGeneration(_GeneratesPooled, LlavaNextForConditionalGeneration):
