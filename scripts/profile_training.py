@@ -19,7 +19,7 @@ from comneck_hf.training.arguments import RunArguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.clip_objective import BalancedPictures, ClipObjective, clip_stages
 from comneck_hf.training.data import ImagePack, load_pack, load_shapes_pack, picture_loader, training_pictures
-from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
+from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_targets
 from comneck_hf.training.objective import CodecObjective, codec_terms
 from comneck_hf.training.stages import PRESETS, Stage, codec_stages, comneck_stages
 from comneck_hf.training.surrogate import ComNeckObjective, teacher_features
@@ -80,7 +80,7 @@ def profile_comneck(args: Arguments, run: RunArguments, *, scenario: str, name: 
         some = ImagePack(pack.images[:count], pack.labels[:count], pack.class_names)
         variants = Variants(some, augmentation, 1)
         latents = coded_latents(model.codec, variants, args.cache_dir)
-        embeddings = teacher_embeddings(clip, variants, args.cache_dir)
+        embeddings = teacher_targets(clip, variants, args.cache_dir, objective.targets)
         pictures, parts = CodedPictures([latents, embeddings], some.labels), {}
     loader = picture_loader(pictures, batch_size=batch_size)
     return step_times(objective, loader, stage, run, steps=args.steps, parts=parts)

@@ -113,8 +113,9 @@ def ablations(data: Path, output: Path) -> list[Job]:
         **{f"skip{layers}": {"num_skipped_layers": layers} for layers in (0, 1, 4)},
         "cross-entropy": {"stages": ["classify"]},
         "distillation": {"stages": ["distill"]},
-        "all-tokens": {"targets": ["image_embeds", "last_hidden_state"], "coded_variants": 0},
-        "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"], "coded_variants": 0},
+        "all-tokens": {"targets": ["image_embeds", "last_hidden_state"]},
+        "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"]},
+        "cosine": {"preset": "cosine"},
         "fresh": {"coded_variants": 0},
     }
     return [

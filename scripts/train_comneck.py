@@ -26,10 +26,10 @@ from comneck_hf.training.arguments import TeachingArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_loader, training_pictures
 from comneck_hf.training.gains import RandomGains
-from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
+from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_targets
 from comneck_hf.training.loop import Metrics, Training, prepare_run
 from comneck_hf.training.post_processing import PostProcessingObjective, post_processing_stages
-from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages
+from comneck_hf.training.stages import PRESETS, Stage, choose_stages, comneck_stages, find_preset
 from comneck_hf.training.surrogate import ComNeckObjective, parse_targets
 from comneck_hf.training.zero_shot import pack_weights
 
@@ -78,25 +78,26 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         scenario=args.scenario,
         quality=args.quality,
         num_skipped_layers=args.num_skipped_layers,
-        post_layernorm_repeats=PRESETS[args.preset].post_layernorm_repeats,
+        post_layernorm_repeats=find_preset(PRESETS, args.preset).post_layernorm_repeats,
     )
 
 
 def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel) -> Dataset:
-    """Fresh crops, or the latents and embeddings of crops that were coded once."""
+    """Fresh crops, or the latents and targets of crops that were coded once."""
     augmentation = Augmentation(model.config.image_size, smallest_crop=args.smallest_crop, jitter=args.jitter)
     if not args.coded_variants:
         return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
     variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
     latents = coded_latents(model.codec, variants, args.cache_folder, gains=args.gains)
-    return CodedPictures([latents, teacher_embeddings(clip, variants, args.cache_folder)], variants.pack.labels)
+    taught = teacher_targets(clip, variants, args.cache_folder, parse_targets(args.targets))
+    return CodedPictures([latents, taught], variants.pack.labels)
 
 
 def build_objective(
     args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel, sample: ImagePack
 ) -> ComNeckObjective | PostProcessingObjective:
     """Stages, targets and, where the data has classes, the zero-shot classifier."""
-    preset = PRESETS[args.preset]
+    preset = find_preset(PRESETS, args.preset)
     weights = pack_weights(
         clip,
         args.clip,
@@ -110,6 +111,8 @@ def build_objective(
         "normalize_logits": preset.normalize_logits,
     }
     if args.scenario == POST_PROCESSING:
+        if args.gains is not None and model.codec.needs_gains:
+            raise ValueError("This codec decodes by gain, and post-processing trains at gain 0. Omit `gain_range`.")
         unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.fingerprint)
         stages = choose_stages(post_processing_stages(preset), args.stages)
         return PostProcessingObjective(model.codec, unet, clip, stages, **options)

@@ -21,7 +21,7 @@ from comneck_hf.training.data import ImagePack, load_pack, load_sample, picture_
 from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.latents import CodedPictures, Variants, teacher_targets
 from comneck_hf.training.loop import Metrics, Training, prepare_run
-from comneck_hf.training.stages import Stage, choose_stages
+from comneck_hf.training.stages import Stage, choose_stages, find_preset
 from comneck_hf.training.surrogate import parse_targets
 from comneck_hf.training.zero_shot import pack_weights
 
@@ -60,13 +60,13 @@ def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
         use_guide=args.use_guide,
         guide_layers=args.guide_layers,
         use_reconstruction_prior=args.use_reconstruction_prior,
-        post_layernorm_repeats=COTAM_PRESETS[args.preset].post_layernorm_repeats,
+        post_layernorm_repeats=find_preset(COTAM_PRESETS, args.preset).post_layernorm_repeats,
     )
 
 
 def build_objective(args: CotamArguments, model: CotamModel, clip: CLIPModel, sample: ImagePack) -> CotamObjective:
     """Stages, gains, targets and, where the data has classes, the zero-shot classifier of the validation."""
-    preset, config = COTAM_PRESETS[args.preset], model.config
+    preset, config = find_preset(COTAM_PRESETS, args.preset), model.config
     low = preset.low if args.low_weight is None else args.low_weight
     high = preset.high if args.high_weight is None else args.high_weight
     gains = RandomGains(

@@ -96,7 +96,10 @@ def decode(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode .cnk files into pictures of their original size: PNG, or what the suffix of -o says."""
+    """Decode .cnk files into pictures of their original size: PNG, or what the suffix of -o says.
+
+    Pictures in tiles, as LLaVA-NeXT reads them, are put together and enlarged again.
+    """
     from .commands.files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
     from .commands.loading import load_codec
     from .commands.streams import decode_files
@@ -233,19 +236,21 @@ def info(
     """Show sizes, rate, origin, integrity and the bits per segment of a .cnk file.
 
     Bits of symbols are their ideal code length under the model's integer tables; "coder" is what the file has beyond
-    that: the coder's state with the check of the decoded symbols.
+    that: the coder's state with the check of the decoded symbols. Of a picture in tiles every tile is listed.
     """
+    from .commands.containers import container_facts, container_text, is_container
     from .commands.loading import load_codec
     from .commands.reports import bitstream_facts, bitstream_text
 
     data = bitstream.read_bytes()
-    bitstream_facts(data)  # a damaged container is reported without loading a model
+    to_facts, to_text = (container_facts, container_text) if is_container(data) else (bitstream_facts, bitstream_text)
+    to_facts(data)  # a damaged container is reported without loading a model
     codec = None if no_model else load_codec(model, **placement(device, Dtype.float32))
-    facts = bitstream_facts(data, codec=codec)
+    facts = to_facts(data, codec=codec)
     if as_json:
         print_json({"input": str(bitstream), "model": None if no_model else model, **facts})
     else:
-        typer.echo(bitstream_text(facts, name=str(bitstream), model=model))
+        typer.echo(to_text(facts, name=str(bitstream), model=model))
 
 
 @app.command()

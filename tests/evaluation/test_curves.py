@@ -48,12 +48,19 @@ def test_bd_rate_is_taken_over_common_values_only():
     assert found.percent == pytest.approx(100, abs=1e-6)
 
 
+def test_a_point_that_another_beats_with_fewer_bytes_counts_for_nothing():
+    anchor, test = [(100, 60.0), (400, 70.0)], [(50, 60.0), (200, 70.0)]
+    found = bd_rate([*anchor, (500, 69.0)], [(120, 60.0), *test])
+    assert (found.percent, found.left_out) == (pytest.approx(-50, abs=1e-6), 2)
+    assert bd_rate(anchor, test).left_out == 0
+
+
 @pytest.mark.parametrize(
     ("test", "message"),
     [
         ([(100, 71.0), (200, 80.0)], "no value in common: one starts at 71, one ends at 70"),
-        ([(100, 61.0), (200, 61.0)], r"the test curve has \[61.0, 61.0\]"),
-        ([(100, 61.0)], "the test curve has"),
+        ([(100, 61.0), (200, 61.0)], r"those of the test curve do not: its best point is \(100, 61.0\)"),
+        ([(100, 61.0)], "those of the test curve do not"),
     ],
 )
 def test_curves_that_bd_rate_cannot_compare_are_refused(test, message):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.evaluation.exactness import (
     CPU_SETTINGS,
     REFERENCE,
@@ -86,6 +87,11 @@ def test_the_codec_is_realistic(shares):
     pixels = len(latents) * 128 * 128
     assert 0.1 < 8 * sum(len(bitstream) for share in shares for bitstream in share.bitstreams) / pixels < 2
     assert 0.3 < (latents.abs() < 0.5).float().mean() < 0.98
+
+
+def test_bitstreams_with_and_without_gains_are_compared(shares):
+    versions = [Bitstream.parse(bitstream).version for share in shares for bitstream in share.bitstreams]
+    assert set(versions) == {1, 2}
 
 
 @pytest.mark.parametrize("setting", IN_PROCESS, ids=lambda setting: setting.name)

@@ -44,6 +44,18 @@ def test_every_system_is_a_curve_and_uncoded_pictures_a_line(tmp_path):
     assert (255, 127, 14) not in colors(path)
 
 
+def test_systems_at_one_rate_have_a_row_each(tmp_path):
+    path = tmp_path / "rows.png"
+    first = curve("progressive", bytes=[300.0], top1=[60.0], top1_interval=[[58.0, 63.0]])
+    systems = [curve("original", top1=[70.0]), first, curve("fresh", bytes=[300.0], top1=[55.0])]
+    plot_curves({"ablation": (systems, "top1")}, path)
+    rows, columns = np.nonzero((np.asarray(Image.open(path).convert("RGB")) == (31, 119, 180)).all(-1))
+    assert columns[rows < np.median(rows)].mean() > columns[rows > np.median(rows)].mean() + 50  # 60 is right of 55
+    systems[2] = curve("fresh", bytes=[200.0], top1=[55.0])
+    plot_curves({"curves": (systems, "top1")}, path)
+    assert (255, 127, 14) in colors(path)
+
+
 @pytest.mark.parametrize(
     ("value", "rate", "message"),
     [("top2", "bytes", r"No system of 'one' has 'top2'; they have \['bytes', 'top1'\]"), ("top1", "kB", "`rate`")],

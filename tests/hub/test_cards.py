@@ -9,11 +9,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import CLIPModel
 
 import comneck_hf
+from comneck_hf import ComNeckImageProcessor, ComNeckModel, CotamModel
 from comneck_hf.hub.cards import ModelFacts, card_files, load_facts, render_card
 from comneck_hf.hub.folders import build_hub_folder
 from comneck_hf.models.comneck.configuration_comneck import ComNeckConfig
+from comneck_hf.models.cotam.configuration_cotam import CotamConfig
 
 
 MODEL, CLIP = (comneck_hf.pretrained(name) for name in ("comneck-tiny-d1-q2", "comneck-tiny-clip"))
@@ -45,13 +48,16 @@ def model_of(path: Path, folder: Path) -> Path:
     facts = load_facts(path)
     if path.stem.endswith("clip"):
         return Path(CLIP)
+    if "cotam" in path.stem:
+        CotamConfig(quality=3).save_pretrained(folder)
+        return folder
     scenario, quality = re.search(r"-(d\d)-q(\d)$", facts.repo_id).groups()
     ComNeckConfig(scenario=scenario, quality=int(quality)).save_pretrained(folder)
     return folder
 
 
 def test_every_model_has_its_facts():
-    assert len(FACTS) == 12 + 12 + 1
+    assert len(FACTS) == 12 + 12 + 1 + 1
     for path in FACTS:
         assert load_facts(path).repo_id.rpartition("/")[2] == path.stem
 
@@ -91,6 +97,18 @@ def test_numbers_come_from_the_results(tmp_path):
     assert "at 0.1235 bits per pixel" in entry["notes"]
 
 
+def test_a_model_of_every_rate_shows_what_it_does_at_the_rate_it_was_trained_for(tmp_path):
+    values = {"quality": ["q3 -1", "q3 +0"], "bytes": [100.0, 200.0], "bpp": [0.1, 0.2], "top1": [50.0, 55.5]}
+    systems = [{"name": name, "results": values} for name in ("cotam", "reconstruction")]
+    results = {**RESULTS, "tasks": {"zero-shot": {**RESULTS["tasks"]["zero-shot"], "systems": systems}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    CotamConfig(quality=3).save_pretrained(tmp_path)
+    card = render_card(MEASURED, tmp_path, root=tmp_path).card
+    assert "| zero-shot top-1 from latents | 55.5 % |" in card.text
+    assert "| bytes per picture, whole bitstreams | 200 |" in card.text
+    assert "8x8 map of gains" in card.text
+
+
 def test_a_model_without_a_row_has_no_numbers(tmp_path):
     others = [{**system, "name": "d2"} for system in SYSTEMS if system["name"] == "d1"]
     results = {**RESULTS, "tasks": {"zero-shot": {**RESULTS["tasks"]["zero-shot"], "systems": [SYSTEMS[0], *others]}}}
@@ -108,10 +126,21 @@ def test_results_need_the_name_of_their_data():
         ModelFacts(repo_id="someone/model", results="results.json")
 
 
+@pytest.fixture(scope="module")
+def cotam_folder(tmp_path_factory):
+    """A CoTAM of the packaged codec and CLIP."""
+    folder = tmp_path_factory.mktemp("cotam")
+    codec, clip = ComNeckModel.from_pretrained(MODEL).codec, CLIPModel.from_pretrained(CLIP)
+    CotamModel.from_codec_and_clip(codec, clip, quality=3).save_pretrained(folder)
+    ComNeckImageProcessor.for_size(128).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)
-def test_the_code_of_every_card_runs_in_a_folder_of_that_name(path, tmp_path, monkeypatch):
+def test_the_code_of_every_card_runs_in_a_folder_of_that_name(path, tmp_path, monkeypatch, cotam_folder):
     facts, name = load_facts(path), path.stem
     source = CLIP if name == "comneck-tiny-clip" else MODEL  # which stands for those that are not packaged
+    source = cotam_folder if "cotam" in name else source
     build_hub_folder(source, tmp_path / facts.repo_id, render_card(facts, source))
     photograph = Path(comneck_hf.pretrained("comneck-tiny-clip")).parent / "photographs" / "astronaut.png"
     Image.open(photograph).convert("RGB").save(tmp_path / "photo.jpg")

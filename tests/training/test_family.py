@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
 
 import comneck_hf
 from comneck_hf.models.comneck.image_processing_comneck import ComNeckImageProcessor
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.arguments import parse_arguments
@@ -19,7 +22,7 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
     script = load_script("reproduce_tiny")
     jobs = script.family(tmp_path / "data", tmp_path / "runs")
     names = [job.name for job in jobs]
-    assert len(names) == len(set(names)) == 1 + 5 + 12 + 4 + 8 + 9
+    assert len(names) == len(set(names)) == 1 + 5 + 12 + 4 + 8 + 10
     for number, job in enumerate(jobs):
         assert set(job.needs) <= set(names[:number])
         words = [str(script.CONFIGS / f"{job.config}.yaml"), "--output_dir", "run"]
@@ -89,3 +92,31 @@ def test_packed_models_do_what_the_trained_ones_did(tmp_path):
         assert packed.codec.config.build_synthesis == (scenario == "d1")
         assert str(tmp_path) not in (folder / "config.json").read_text()
         assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
+
+
+@torch.no_grad()
+def test_a_packed_cotam_shares_its_codec(tmp_path):
+    script, source = load_script("pack_family"), comneck_hf.pretrained("comneck-tiny-d1-q2")
+    clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
+    codec = ComNeckModel.from_pretrained(source, dtype=None).codec
+    whole = CotamModel.from_codec_and_clip(codec, clip, quality=2).half().eval()
+    whole.save_pretrained(tmp_path / "trained")
+    ComNeckImageProcessor.for_size(128).save_pretrained(tmp_path / "trained")
+    options = {"models": [str(tmp_path / "trained")], "output": str(tmp_path)}
+    (folder,) = script.main(script.Arguments(**options, codec=source))
+    (alone,) = script.main(script.Arguments(**{**options, "output": str(tmp_path / "alone")}))
+    assert folder == tmp_path / "comneck-tiny-cotam-q2"
+    assert (folder / "own.safetensors").stat().st_size < (alone / "own.safetensors").stat().st_size / 2
+    pictures = synthetic_pictures(128, 2)
+    whole, packed = (
+        CotamModel.from_pretrained(path, dtype="float32").eval() for path in (tmp_path / "trained", folder)
+    )
+    bitstreams = whole.compress(pictures)
+    assert packed.compress(pictures) == bitstreams
+    latents = packed.decompress(bitstreams)
+    assert torch.equal(packed(latents=latents).image_embeds, whole(latents=latents).image_embeds)
+    file = tmp_path / "trained" / "model.safetensors"
+    other = {key: value + 1 if key.startswith("codec.") else value for key, value in load_file(file).items()}
+    save_file(other, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained with another CLIP or codec"):
+        script.main(script.Arguments(**options, codec=source))

@@ -10,7 +10,7 @@ from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.data import ImagePack
 from comneck_hf.training.gains import RandomGains
-from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_embeddings
+from comneck_hf.training.latents import CodedPictures, Variants, coded_latents, teacher_targets
 
 from .conftest import WIDTHS
 
@@ -58,14 +58,18 @@ def test_latents_of_something_else_are_computed_anew(pack, tmp_path, change):
 
 
 def test_the_teacher_sees_the_same_crops_at_its_own_size(pack, clip, tmp_path):
-    variants = Variants(pack, Augmentation(64), 2)
-    embeddings = torch.cat([kept["image_embeds"] for kept in teacher_embeddings(clip, variants, tmp_path)])
-    crops = torch.cat([*variants.batches(0), *variants.batches(1)])
+    variants, targets = Variants(pack, Augmentation(64), 2), ("image_embeds", "hidden_states[-2]")
+    passes = teacher_targets(clip, variants, tmp_path, targets)
+    inputs = clip_inputs(torch.cat([*variants.batches(0), *variants.batches(1)]), 112)
     with torch.no_grad():
-        expected = clip.get_image_features(clip_inputs(crops, 112)).pooler_output
-    torch.testing.assert_close(embeddings, expected, rtol=1e-4, atol=1e-4)
-    again = torch.cat([kept["image_embeds"] for kept in teacher_embeddings(clip, variants, tmp_path)])
-    assert torch.equal(again, embeddings)
+        outputs = clip.vision_model(inputs, output_hidden_states=True)
+    expected = clip.visual_projection(outputs.pooler_output), outputs.hidden_states[-2]
+    for target, value, dtype in zip(targets, expected, (torch.float32, torch.float16), strict=True):
+        said = torch.cat([features[target] for features in passes])
+        assert said.dtype == dtype
+        torch.testing.assert_close(said.float(), value, rtol=1e-3, atol=1e-3)
+    again = teacher_targets(clip, variants, tmp_path, targets[:1])
+    assert all(torch.equal(one["image_embeds"], other["image_embeds"]) for one, other in zip(again, passes))
 
 
 def test_coded_pictures_keep_crops_embeddings_and_classes_together():

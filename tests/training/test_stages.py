@@ -1,6 +1,14 @@
 import pytest
 
-from comneck_hf.training.stages import PRESETS, Stage, choose_stages, codec_stages, comneck_stages, plan_steps
+from comneck_hf.training.stages import (
+    PRESETS,
+    Stage,
+    choose_stages,
+    codec_stages,
+    comneck_stages,
+    find_preset,
+    plan_steps,
+)
 
 
 def stage(name: str, trains: str, share: float) -> Stage:
@@ -28,6 +36,22 @@ def test_the_released_code_has_its_own_factors():
     ]
     assert (official.normalize_logits, official.post_layernorm_repeats) == (False, 2)
     assert (paper.normalize_logits, paper.post_layernorm_repeats) == (True, 1)
+
+
+def test_distillation_alone_falls_as_a_cosine_before_the_codec_joins():
+    stages = comneck_stages("d2", PRESETS["cosine"], lmbda=1.0)
+    assert [(stage.name, stage.schedule, stage.learning_rate) for stage in stages] == [
+        ("distill", "cosine", 1.0),
+        ("joint", "cosine", 1.0),
+        ("finish", "constant", 0.1),
+    ]
+    assert dict(stages[0].weights) == {"distillation": 100.0}
+
+
+def test_unknown_presets_are_refused():
+    assert find_preset(PRESETS, "paper") is PRESETS["paper"]
+    with pytest.raises(ValueError, match=r"one of \['cosine', 'official', 'paper'\], got 'papers'"):
+        find_preset(PRESETS, "papers")
 
 
 @pytest.mark.parametrize(("scenario", "codec", "terms"), [("d2", "codec", 3), ("d3", "encoder", 2)])

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from .gain_map import MAX_GAIN, MAX_MAP_CELLS, MIN_GAIN, GainMap
 
 
-__all__ = ["BITSTREAM_VERSION", "DEFAULT_MAX_PIXELS", "MAGIC", "Bitstream", "BitstreamError"]
+__all__ = ["BITSTREAM_VERSION", "DEFAULT_MAX_PIXELS", "MAGIC", "TILES_MAGIC", "Bitstream", "BitstreamError"]
 
 MAGIC = b"CNK"
+TILES_MAGIC = b"CNT"  # of the container in `tiles.py`
 BITSTREAM_VERSION = 2  # bump on any change that alters bytes or decoded symbols; keep readers for older versions
 DEFAULT_MAX_PIXELS = 2**26
 
@@ -136,6 +137,11 @@ def _checked_bytes(data: bytes) -> bytes:
     if not data.startswith(MAGIC):
         if MAGIC.startswith(data):
             raise BitstreamError(f"The bitstream is truncated: {len(data)} bytes. Fetch or encode it again.")
+        if data.startswith(TILES_MAGIC):
+            raise BitstreamError(
+                "This is a picture in tiles, not a single bitstream. LLaVA-NeXT reads it through "
+                "`ComNeckNextProcessor`; on the command line `comneck info` and `comneck decode` do."
+            )
         raise BitstreamError(
             f"Not a comneck_hf bitstream: it starts with {data[:3]!r}, expected {MAGIC!r}. "
             "Pass bytes made by `compress` or the content of a .cnk file."

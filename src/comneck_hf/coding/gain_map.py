@@ -70,13 +70,22 @@ class GainMap:
         """Gain of every position of a latent grid, in 1/64 octaves.
 
         Args:
-            height, width: Latent size. Position (r, c) takes cell (r * rows // height, c * columns // width).
+            height, width: Latent size.
             gain: Of the whole picture; the levels are added, within `[MIN_GAIN, MAX_GAIN]`.
         """
         per_level = self.step * GAINS_PER_OCTAVE // 4
+        rows = self.levels_at(height, width)
+        return [[min(max(gain + per_level * level, MIN_GAIN), MAX_GAIN) for level in row] for row in rows]
+
+    def levels_at(self, height: int, width: int) -> list[list[int]]:
+        """Level of every position of a latent grid.
+
+        Args:
+            height, width: Latent size. Position (r, c) takes cell (r * rows // height, c * columns // width).
+        """
         columns = [column * self.columns // width for column in range(width)]
         rows = [self.gain_index[row * self.rows // height] for row in range(height)]
-        return [[min(max(gain + per_level * cells[c], MIN_GAIN), MAX_GAIN) for c in columns] for cells in rows]
+        return [[cells[column] for column in columns] for cells in rows]
 
 
 def quantizer_step(gain: int) -> int:

@@ -1,5 +1,8 @@
 """The container of a picture that was cut into tiles: their bitstreams and the picture's size in one string of bytes.
 
+Models see the whole picture as the first tile, so that there are at least two. One alone is a canvas: the tiles beside
+each other, without the view of the whole, coded as one picture.
+
     offset  bytes  content
     0       3      magic, b"CNT"
     3       1      version
@@ -15,12 +18,11 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from .bitstream import BitstreamError
+from .bitstream import TILES_MAGIC, BitstreamError
 
 
-__all__ = ["TILES_MAGIC", "TILES_VERSION", "TiledBitstream"]
+__all__ = ["TILES_VERSION", "TiledBitstream"]
 
-TILES_MAGIC = b"CNT"
 TILES_VERSION = 1
 
 _HEADER = struct.Struct("<3sBII")
@@ -29,12 +31,12 @@ _NUMBER = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class TiledBitstream:
-    """One picture, coded as tiles.
+    """One picture, coded as tiles or as the canvas of them.
 
     Args:
         height: Height of the original picture in pixels, before it was resized and cut, `1 <= height < 2**32`.
         width: Width, same range.
-        tiles: The bitstream of each tile, at least one, in the order of the model that reads them.
+        tiles: The bitstream of each tile in the order of the model that reads them, or that of the canvas alone.
 
     Raises:
         ValueError: If a side is out of its range or there is no tile.
@@ -50,6 +52,11 @@ class TiledBitstream:
                 raise ValueError(f"`{name}` must be in [1, {2**32 - 1}], got {side}.")
         if not self.tiles:
             raise ValueError("`tiles` is empty. A picture has at least one tile.")
+
+    @property
+    def is_canvas(self) -> bool:
+        """Whether all tiles were coded as one picture."""
+        return len(self.tiles) == 1
 
     def pack(self) -> bytes:
         """Returns the container as bytes; `parse` is its inverse."""

@@ -197,7 +197,8 @@ def _comparison(compared: dict[str, Any]) -> list[str]:
         interval = "" if found["interval"] is None else " ({:+.1f} to {:+.1f})".format(*found["interval"])
         span = f"between {found['low']:.4g} and {found['high']:.4g}"
         if kind == "bd_rate":
-            lines.append(f"{found['percent']:+.1f} %{interval} of the bytes at equal {value}, {span}")
+            beaten = f"; points that others beat, left out: {found['left_out']}" if found["left_out"] else ""
+            lines.append(f"{found['percent']:+.1f} %{interval} of the bytes at equal {value}, {span}{beaten}")
         else:
             lines.append(f"{found['difference']:+.2f}{interval} {value} at equal bytes, {span}")
     return lines

@@ -28,6 +28,7 @@ from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
 from ..models.codec_vision_config import CodecVisionConfig
 from ..models.unet import PostProcessingUNet
+from ..training.content import content_digest
 from ..training.conversations import NAMING_QUESTIONS, load_questions
 from ..training.data import ImagePack, load_sample
 from ..training.zero_shot import zero_shot_weights
@@ -103,7 +104,7 @@ class Parts:
         if name == "original":
             return [Original]
         if name == "reconstruction":
-            return self._at_gains(self._reconstruction, [model for model in self.models if self._decodes(model)])
+            return self._at_gains(self._reconstruction, self._codec_owners())
         if kind == "codec" and folder:
             return [partial(self._codec, folder)]
         if kind == "post-processing" and folder:
@@ -130,8 +131,13 @@ class Parts:
         curve, folder = _split_name(name)
         return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None, gain=gain)
 
-    def _decodes(self, name: str) -> bool:
-        return self._config(name).shows_pictures
+    def _codec_owners(self) -> list[str]:
+        """The first model with each of the codecs that decode pictures."""
+        owners: dict[str, str] = {}
+        for name in self.models:
+            if self._config(name).shows_pictures:
+                owners.setdefault(content_digest(load_codec(_split_name(name)[1])), name)
+        return list(owners.values())
 
     def _config(self, name: str) -> CodecVisionConfig:
         config = load_model_config(_split_name(name)[1])

@@ -16,8 +16,10 @@ from .. import (
     CompressaiModel,
     ElicModel,
 )
+from ..coding.bitstream import TILES_MAGIC
 from ..coding.gain_map import GainMap
 from ..evaluation.metrics import bits_per_pixel
+from .containers import decode_container, is_container
 from .files import read_picture, to_image
 from .labels import Label, ZeroShotClassifier
 from .maps import MapMaker, prepare_picture
@@ -214,24 +216,46 @@ def decode_files(codec: ElicModel, pairs: Sequence[tuple[Path, Path]]) -> list[F
 
     Args:
         codec: The codec that wrote them.
-        pairs: Bitstream files and the picture files to write; folders are made.
+        pairs: Bitstream files, or containers of tiles, and the picture files to write; folders are made.
     """
-    results = []
-    for (source, target), file in zip(pairs, read_latents(codec, [source for source, _ in pairs]), strict=True):
+    results = {source: _decode_container(codec, source, target) for source, target in pairs if _holds_tiles(source)}
+    others = [(source, target) for source, target in pairs if source not in results]
+    for (source, target), file in zip(others, read_latents(codec, [source for source, _ in others]), strict=True):
         if file.latents is None:
-            results.append(FileResult(str(source), error=file.error))
+            results[source] = FileResult(str(source), error=file.error)
             continue
         num_bytes, height, width = file.size
-        picture = to_image(codec.decode(file.latents[None], size=(height, width), **file.gains)[0])
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(target)
-        except OSError as error:
-            results.append(FileResult(str(source), error=_reason(error)))
-            continue
-        bpp = bits_per_pixel(num_bytes, height=height, width=width)
-        results.append(FileResult(str(source), str(target), num_bytes, height, width, bpp))
-    return results
+        picture = codec.decode(file.latents[None], size=(height, width), **file.gains)[0]
+        results[source] = _write_picture(source, target, picture, num_bytes)
+    return [results[source] for source, _ in pairs]
+
+
+def _holds_tiles(path: Path) -> bool:
+    """Whether a file can be read and is a container."""
+    try:
+        with path.open("rb") as file:
+            return is_container(file.read(len(TILES_MAGIC)))
+    except OSError:
+        return False
+
+
+def _decode_container(codec: ElicModel, source: Path, target: Path) -> FileResult:
+    try:
+        data = source.read_bytes()
+        return _write_picture(source, target, decode_container(codec, data), len(data))
+    except (BitstreamError, OSError) as error:
+        return FileResult(str(source), error=_reason(error))
+
+
+def _write_picture(source: Path, target: Path, picture: torch.Tensor, num_bytes: int) -> FileResult:
+    height, width = picture.shape[-2:]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        to_image(picture).save(target)
+    except OSError as error:
+        return FileResult(str(source), error=_reason(error))
+    bpp = bits_per_pixel(num_bytes, height=height, width=width)
+    return FileResult(str(source), str(target), num_bytes, height, width, bpp)
 
 
 @torch.no_grad()

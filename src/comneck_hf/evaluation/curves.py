@@ -67,36 +67,43 @@ class BdRate:
         percent: Negative where the tested curve needs fewer bytes.
         low, high: Values between which both curves lie, over which it is averaged.
         method: How the curves were interpolated.
+        left_out: Points of both curves that others of theirs reach or exceed with fewer bytes.
     """
 
     percent: float
     low: float
     high: float
     method: str
+    left_out: int
 
 
 def bd_rate(anchor: Curve, test: Curve, *, method: str = "pchip") -> BdRate:
     """How many more bytes `test` needs than `anchor` for the same value, on average (Bjontegaard, VCEG-M33).
 
+    Measured accuracies do not always grow with the rate. Of each curve its monotone envelope is taken: a point whose
+    value another reaches with fewer bytes is left out, since nobody would use it.
+
     Args:
-        anchor, test: Pairs of a rate and a value (accuracy, PSNR) that grows with it; two or more, four for `"cubic"`.
+        anchor, test: Pairs of a rate and a value (accuracy, PSNR); envelopes of two points or more, four for
+            `"cubic"`.
         method: `"pchip"`, `"akima"` or `"cubic"`, over the logarithm of the rate.
 
     Raises:
         ImportError: Without the extra `eval`.
-        ValueError: If a value does not grow with the rate, or the curves have no value in common.
+        ValueError: If an envelope has a single point, or the curves have no value in common.
     """
     try:
         import bjontegaard
     except ImportError as error:
         raise ImportError('BD-rate needs an extra: pip install "comneck_hf[eval]"') from error
-    (anchor_rates, anchor_values), (test_rates, test_values) = (np.array(sorted(curve)).T for curve in (anchor, test))
-    for name, values in (("anchor", anchor_values), ("test", test_values)):
-        if len(values) < 2 or np.any(np.diff(values) <= 0):
+    envelopes = [_envelope(curve) for curve in (anchor, test)]
+    for name, envelope in zip(("anchor", "test"), envelopes, strict=True):
+        if len(envelope) < 2:
             raise ValueError(
-                f"BD-rate needs values that grow with the rate, the {name} curve has {values.tolist()}. Measure more "
-                "pictures or leave out what is within the noise."
+                f"BD-rate needs values that grow with the rate, those of the {name} curve do not: its best point is "
+                f"{envelope[0]}. Measure more pictures or other rates."
             )
+    (anchor_rates, anchor_values), (test_rates, test_values) = (np.array(envelope).T for envelope in envelopes)
     low, high = max(anchor_values[0], test_values[0]), min(anchor_values[-1], test_values[-1])
     if low >= high:
         raise ValueError(
@@ -111,4 +118,13 @@ def bd_rate(anchor: Curve, test: Curve, *, method: str = "pchip") -> BdRate:
         require_matching_points=False,
         min_overlap=0,
     )
-    return BdRate(percent=float(percent), low=float(low), high=float(high), method=method)
+    left_out = len(anchor) + len(test) - sum(map(len, envelopes))
+    return BdRate(percent=float(percent), low=float(low), high=float(high), method=method, left_out=left_out)
+
+
+def _envelope(curve: Curve) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for rate, value in sorted(curve):
+        if not points or value > points[-1][1]:
+            points.append((rate, value))
+    return points

@@ -5,14 +5,17 @@ encoder may decide other symbols under another setting; what counts is that ever
 latents, bit for bit.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..coding.gain_map import GainMap
 from ..models.elic.modeling_elic import ElicModel
 from .compressai_reference import CompressAICodec
 
@@ -206,8 +209,18 @@ class Comparison:
         return self.latents > 0 and self.differing_pictures == 0 and self.errors == 0
 
 
+def draw_gain(seed: str) -> tuple[float, GainMap | None]:
+    """Gain in octaves and map of one picture: for half of the seeds 0 and none, as plain bitstreams have them."""
+    source = random.Random(seed)
+    if source.random() < 0.5:
+        return 0.0, None
+    rows, columns = source.randint(1, 8), source.randint(1, 8)
+    cells = tuple(tuple(source.randint(-1, 1) for _ in range(columns)) for _ in range(rows))
+    return source.uniform(-3, 2), GainMap(cells, step=source.randint(1, 4))
+
+
 def encode_share(codec: ElicModel | CompressAICodec, pictures: torch.Tensor, setting: Setting) -> Share:
-    """Encodes pictures under a setting, which must be `applied`.
+    """Encodes pictures under a setting, which must be `applied`; our codecs with the gains of `draw_gain`.
 
     Args:
         codec: Already `prepared`.
@@ -216,12 +229,16 @@ def encode_share(codec: ElicModel | CompressAICodec, pictures: torch.Tensor, set
     """
     bitstreams: list[bytes] = []
     latents = []
-    for batch in pictures.split(setting.batch_size):
+    for first, batch in zip(range(0, len(pictures), setting.batch_size), pictures.split(setting.batch_size)):
         pixel_values = batch.float() / 255
         if setting.channels_last:
             pixel_values = pixel_values.to(memory_format=torch.channels_last)
-        latents.append(codec.encode(pixel_values).latents.float().cpu())
-        bitstreams += codec.compress(pixel_values)
+        options: dict[str, Any] = {}
+        if isinstance(codec, ElicModel):
+            drawn = [draw_gain(f"{setting.name} {index}") for index in range(first, first + len(batch))]
+            options = {"gain": [gain for gain, _ in drawn], "gain_maps": [gain_map for _, gain_map in drawn]}
+        latents.append(codec.encode(pixel_values, **options).latents.float().cpu())
+        bitstreams += codec.compress(pixel_values, **options)
     return Share(bitstreams, torch.cat(latents).contiguous())
 
 
@@ -277,6 +294,7 @@ __all__ = [
     "applied",
     "chunks",
     "compare",
+    "draw_gain",
     "encode_share",
     "for_compressai",
     "prepared",

@@ -86,7 +86,7 @@ def _compare(
         try:
             drawn.append(getattr(compare(_curve(anchor, value, weights), _curve(test, value, weights)), number))
         except ValueError:
-            continue  # of few pictures, some draws do not grow with the rate
+            continue  # of few pictures, the curves of some draws have nothing in common
     share = 100 * len(drawn) / resamples
     interval = [float(bound) for bound in np.percentile(drawn, _PERCENTILES)] if share >= _COMPARED else None
     return {**asdict(found), "interval": interval, "resamples_compared": share}

@@ -72,6 +72,8 @@ def plot_curves(
 ) -> None:
     """Draws values of systems over the rate, with intervals where there are any; uncoded pictures are a line.
 
+    Systems that were all measured at one rate, such as necks for one codec, get a row each instead.
+
     Args:
         panels: By title, `systems` as `summarize` gives them, and the value that is drawn.
         path: Where to write; the suffix chooses the format.
@@ -89,16 +91,42 @@ def plot_curves(
         if not drawn:
             known = sorted(set().union(*(system["results"] for system in systems)))
             raise ValueError(f"No system of {title!r} has {value!r}; they have {known}.")
+        axis.set_title(title, fontsize=10)
+        if _have_one_rate(drawn, rate):
+            _draw_rows(axis, drawn, value, rate)
+            continue
         for system in drawn:
             _draw_system(axis, system, value, rate)
         axis.set(xscale="log", xlabel=_RATE_NAMES[rate], ylabel=_VALUE_NAMES.get(value, value))
-        axis.set_title(title, fontsize=10)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:,g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     figure.savefig(path)
+
+
+def _have_one_rate(systems: Sequence[Mapping[str, Any]], rate: str) -> bool:
+    rates = [system["results"][rate] for system in systems if rate in system["results"]]
+    return len(rates) > 1 and len({round(number, 3) for numbers in rates for number in numbers}) == 1
+
+
+def _draw_rows(axis: Axes, systems: Sequence[Mapping[str, Any]], value: str, rate: str) -> None:
+    """One row per system, its value with its interval; uncoded pictures are a line."""
+    rows = [system for system in systems if rate in system["results"]]
+    for system in systems:
+        if rate not in system["results"]:
+            axis.axvline(system["results"][value][0], color="black", lw=1, ls="--", label=f"{system['name']} pictures")
+            axis.legend(fontsize=8)
+    values = np.array([system["results"][value][0] for system in rows])
+    bounds = [system["results"].get(f"{value}_interval", [system["results"][value] * 2])[0] for system in rows]
+    low, high = np.array(bounds).T
+    places = np.arange(len(rows))
+    axis.errorbar(values, places, xerr=np.stack([values - low, high - values]), fmt="o", ms=5, capsize=3)
+    axis.set(yticks=places, yticklabels=[system["name"] for system in rows], ylim=(len(rows) - 0.5, -0.5))
+    number = rows[0]["results"][rate][0]
+    axis.set_xlabel(f"{_VALUE_NAMES.get(value, value)}, all at {number:,.4g} {rate}")
+    axis.grid(alpha=0.3, axis="x")
 
 
 def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -> None:

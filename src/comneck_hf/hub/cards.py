@@ -18,13 +18,26 @@ _MEANINGS = {
     "d2": "codec for people and machines",
     "d3": "codec for machines only",
 }
-_KINDS = {"comneck": "comneck", "clip": "clip", "compressai_wrapper": "codec", "elic": "codec", "tic": "codec"}
+_KINDS = {
+    "comneck": "comneck",
+    "cotam": "cotam",
+    "clip": "clip",
+    "compressai_wrapper": "codec",
+    "elic": "codec",
+    "tic": "codec",
+}
+_TOWERS = ("comneck", "cotam")  # kinds that read latents
 _TAGS = {
     "comneck": ["comneck", "image-compression", "neural-codec", "clip", "multimodal", "llava"],
+    "cotam": ["comneck", "cotam", "image-compression", "neural-codec", "clip", "multimodal", "llava"],
     "codec": ["comneck", "image-compression", "neural-codec"],
     "clip": ["comneck", "clip"],
 }
-_TASKS = {"comneck": "image-feature-extraction", "codec": "image-to-image", "clip": "zero-shot-image-classification"}
+_TASKS = {
+    **dict.fromkeys(_TOWERS, "image-feature-extraction"),
+    "codec": "image-to-image",
+    "clip": "zero-shot-image-classification",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +127,18 @@ def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, f
     row: dict[str, float] = {}
     if _KINDS[config.model_type] != "codec" and ("original", "") in points:
         row["original_top1"] = points["original", ""]["top1"]
-    if _KINDS[config.model_type] == "comneck":
-        quality = f"q{config.quality}"
-        latents = points.get((config.scenario, quality))
+    if _KINDS[config.model_type] in _TOWERS:
+        curve, quality = config.curve, f"q{config.quality}"
+        if (curve, quality) not in points:
+            quality += " +0"  # of those measured at several gains
+        latents = points.get((curve, quality))
         if latents is None:
             return {}, {}
-        seen = "reconstruction" if config.scenario == "d1" else f"{config.scenario} reconstruction"
+        seen = f"{curve} reconstruction" if curve in ("d2", "d3") else "reconstruction"
         row |= {"latents_top1": latents["top1"], "bytes_per_picture": latents["bytes"], "bpp": latents["bpp"]}
         row |= {"psnr": latents["psnr-rgb"]} if "psnr-rgb" in latents else {}
-        row |= {"decoded_top1": points[seen, quality]["top1"]} if (seen, quality) in points else {}
+        if config.model_type == "comneck" and (seen, quality) in points:  # of the same bytes
+            row |= {"decoded_top1": points[seen, quality]["top1"]}
     if not row:
         return {}, {}
     setting = {"data": task["data"], "split": content["setting"]["split"]}
@@ -189,7 +205,7 @@ def render_card(
     }
     if kind != "clip":
         values.update(_codec_values(config if kind == "codec" else config.codec_config))
-    if kind == "comneck":
+    if kind in _TOWERS:
         values.update(_model_values(config))
     card = ModelCard.from_template(data, template_path=str(card_files() / "template.md"), **values)
     return RenderedCard(card, eval_result_entries_to_yaml(_leaderboard_entries(data.eval_results or [])))
@@ -205,12 +221,13 @@ def _codec_values(config: PreTrainedConfig | None) -> dict[str, Any]:
 
 def _model_values(config: PreTrainedConfig) -> dict[str, Any]:
     return {
-        "scenario": config.scenario,
-        "scenario_meaning": _MEANINGS[config.scenario],
+        "scenario": config.curve,
+        "scenario_meaning": _MEANINGS.get(config.curve),
         "quality": config.quality,
         "latent_channels": config.vision_config.latent_channels,
         "first_layer": config.vision_config.num_skipped_layers + 1,
         "image_size": "x".join(map(str, _sides(config.image_size))),
+        "guide_grid": "x".join(map(str, getattr(config, "guide_grid", ()))),
     }
 
 
@@ -221,7 +238,7 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 def _readable(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
     """Names and values of the measurements, in words."""
     forms = [("original_top1", "zero-shot top-1 from originals", "{:.1f} %")]
-    if kind == "comneck":
+    if kind in _TOWERS:
         forms += [
             ("latents_top1", "zero-shot top-1 from latents", "{:.1f} %"),
             ("decoded_top1", "zero-shot top-1 from decoded pictures", "{:.1f} %"),
@@ -235,12 +252,12 @@ def _readable(row: dict[str, float], kind: str) -> list[tuple[str, str]]:
 def _setting_text(row: dict[str, float], setting: dict[str, Any], kind: str) -> str:
     if not row:
         return ""
-    source = ", from real bitstreams" if kind == "comneck" else ""
+    source = ", from real bitstreams" if kind in _TOWERS else ""
     return f"On {row['pictures']:,} pictures of {setting['data']}, split {setting['split']}{source}."
 
 
 def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str, dataset: str) -> list[EvalResult]:
-    name = "latents_top1" if kind == "comneck" else "original_top1"
+    name = "latents_top1" if kind in _TOWERS else "original_top1"
     if name not in row:
         return []
     return [
@@ -250,9 +267,9 @@ def _eval_results(row: dict[str, float], setting: dict[str, Any], kind: str, dat
             dataset_type=dataset,
             dataset_name=f"{setting['data']}, {setting['split']}",
             metric_type="accuracy",
-            metric_name="top-1 from latents" if kind == "comneck" else "top-1",
+            metric_name="top-1 from latents" if kind in _TOWERS else "top-1",
             metric_value=round(row[name], 2),
-            metric_args={"bpp": round(row["bpp"], 4)} if kind == "comneck" else None,
+            metric_args={"bpp": round(row["bpp"], 4)} if kind in _TOWERS else None,
         )
     ]
 

@@ -17,9 +17,13 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..auto import forget_weight_conversions
+from ..coding.bitstream import Bitstream
 from ..models.codec_vision import CodecVisionModel, LatentVisionModel
 from ..models.codec_vision_config import CodecVisionConfig
+from ..models.comneck.processing_comneck import MAX_CONTAINER_PIXELS
 from ..models.comneck.processing_comneck_next import ComNeckNextProcessor
+from ..models.llavolta.configuration_llavolta import LlavoltaTextConfig
+from ..models.llavolta.pooling_llavolta import map_strides
 
 
 MAX_DIFFERENCE = 0.004  # relative, in the Euclidean norm: rounding to bfloat16 alone makes 0.0017
@@ -221,14 +225,18 @@ def _set_config(llava: PreTrainedModel, tower: CodecVisionModel | LatentVisionMo
         ]
 
 
-def llava_next_processor(llava: PreTrainedModel, processor: LlavaNextProcessor) -> ComNeckNextProcessor:
-    """The processor of a LLaVA-NeXT with a ComNeck tower, as `ComNeckNextProcessor.for_llava` makes it.
+def llava_next_processor(
+    llava: PreTrainedModel, processor: LlavaNextProcessor, *, code_canvas: bool = False, overview: str = "pooled"
+) -> ComNeckNextProcessor:
+    """The processor of a LLaVA-NeXT with a ComNeck or CoTAM tower, as `ComNeckNextProcessor.for_llava` makes it.
 
     Args:
         llava: With the tower attached.
         processor: The one it had.
+        code_canvas: Whether a picture is coded as one canvas of all its tiles.
+        overview: Of a canvas, `"pooled"` or `"encoded"`, as in [`ComNeckNextProcessor`].
     """
-    return ComNeckNextProcessor.for_llava(llava, processor)
+    return ComNeckNextProcessor.for_llava(llava, processor, code_canvas=code_canvas, overview=overview)
 
 
 def _without_adapters(llava: PreTrainedModel) -> PreTrainedModel:
@@ -282,6 +290,7 @@ def image_features(
     *,
     bitstreams: list[bytes] | None = None,
     image_sizes: torch.Tensor | None = None,
+    pool_strides: torch.Tensor | None = None,
 ) -> ImageFeatures:
     """What the language model will read for images, computed apart from it.
 
@@ -290,6 +299,8 @@ def image_features(
         pixel_values: Pictures as its processor makes them, or latents of shape `(images, channels, height, width)`.
         bitstreams: Instead of `pixel_values`.
         image_sizes: Of LLaVA-NeXT's pictures, `(images, 2)`.
+        pool_strides: Of a model with `region_strides`, `(images, height, width)`, as its processor returns them with
+            `pixel_values`. Those of bitstreams follow from their gain maps.
 
     Raises:
         ValueError: If none or both inputs are given, or the tower has no codec for bitstreams.
@@ -308,13 +319,24 @@ def image_features(
         if isinstance(pixel_values, list):
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+        pool_strides = _strides_of(bitstreams, llava.config.get_text_config(), grid=tuple(pixel_values.shape[2:]))
     if image_sizes is None and hasattr(llava.config, "image_grid_pinpoints"):
         raise ValueError("LLaVA-NeXT needs `image_sizes`, the height and width of each picture before it was cut.")
-    options = {} if image_sizes is None else {"image_sizes": image_sizes}
+    options = {"image_sizes": image_sizes, "pool_strides": pool_strides}
+    options = {name: value for name, value in options.items() if value is not None}
     outputs = base.get_image_features(pixel_values.to(llava.device), return_dict=True, **options)
     dtype = llava.get_input_embeddings().weight.dtype
     are_stacked = isinstance(outputs.pooler_output, torch.Tensor)
     return ImageFeatures([image.to(dtype) for image in outputs.pooler_output], are_stacked)
+
+
+def _strides_of(bitstreams: list[bytes], config: PreTrainedConfig, *, grid: tuple[int, int]) -> torch.Tensor | None:
+    """The strides that the gain maps of bitstreams stand for, in a model that pools by them."""
+    if not isinstance(config, LlavoltaTextConfig) or config.region_strides is None:
+        return None
+    maps = [Bitstream.parse(data, max_pixels=MAX_CONTAINER_PIXELS).gain_map for data in bitstreams]
+    options = {"region_strides": config.region_strides, "pool_stride": config.pool_stride}
+    return torch.stack([map_strides(gain_map, grid, **options) for gain_map in maps])
 
 
 __all__ = ["MAX_DIFFERENCE", "ImageFeatures", "attach_vision_tower", "image_features", "llava_next_processor"]

@@ -206,7 +206,7 @@ class CodecVisionModel(PreTrainedModel):
         options = {"gain": gain, "gain_maps": gain_maps}
         options = {name: value for name, value in options.items() if value is not None}
         if latents is None:
-            options = self._coding_options(pixel_values, options)
+            options = self.coding_options(pixel_values, **options)
             with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trainable(self._require_codec())):
                 latents = self.encode(pixel_values, **options).latents
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
@@ -220,10 +220,13 @@ class CodecVisionModel(PreTrainedModel):
             latents=latents,
         )
 
-    def _coding_options(
-        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Options of the codec for pictures, from those that were given."""
+    def coding_options(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **options: Any) -> dict[str, Any]:
+        """What `encode` codes pictures with, and `reconstruct` takes beside their latents.
+
+        Args:
+            pixel_values: As in `encode`.
+            options: What is given of it: `gain` and `gain_maps`.
+        """
         return {"gain": 0.0, **options} if self._require_codec().needs_gains else options
 
     def _see(self, latents: torch.Tensor, gains: Mapping[str, Any], **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -296,7 +299,7 @@ class CodecVisionModel(PreTrainedModel):
             raise ValueError(
                 "The codec of this model has gain vectors and decodes pictures only with the gains that their latents "
                 "were coded with. Pass `**model.coded_gains(bitstreams)` beside the latents. LLaVA has no place for "
-                "them: give it pictures, or `mm_encoder_outputs`."
+                "them: give it pictures, or latents that `join_picture` joined with their decoded pictures."
             )
         return codec.decode(latents, size=size, **gains)
 

@@ -59,7 +59,7 @@ class TeachingArguments(RunArguments):
     codec: str | None = field(default=None, metadata={"help": "folder or Hub id of the trained codec"})
     clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
     quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
-    preset: str = field(default="paper", metadata={"help": "paper or official"})
+    preset: str = field(default="paper", metadata={"help": "paper or official; of necks also cosine"})
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
     jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
     coded_variants: int = field(

@@ -1,6 +1,6 @@
 """What frozen models say of a pack, computed once: a codec's latents and a teacher's features of the same crops."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.surrogate import encode_at, teacher_features
 
 
-__all__ = ["CodedPictures", "Variants", "coded_latents", "kept_features", "teacher_embeddings", "teacher_targets"]
+__all__ = ["CodedPictures", "Variants", "coded_latents", "kept_features", "teacher_targets"]
 
 _BATCH = 64
 _GAINS_SEED = 2**40  # apart from the seeds of the crops
@@ -75,26 +75,30 @@ def coded_latents(
 
 
 @torch.no_grad()
-def teacher_embeddings(clip: CLIPModel, variants: Variants, folder: str | Path) -> list[Features]:
-    """What CLIP says of the same crops, uncoded: for every pass `image_embeds`, `(len(pack), projection_dim)`."""
-    target = "image_embeds"
+def teacher_targets(clip: CLIPModel, variants: Variants, folder: str | Path, targets: Iterable[str]) -> list[Features]:
+    """What CLIP says of the same crops, uncoded.
 
-    def teach(batch: Tensor, generator: torch.Generator) -> Features:
-        return {"teacher": teacher_features(clip, batch, {target: 1.0})[target]}
+    Args:
+        clip: The teacher.
+        variants: Which crops of which pictures.
+        folder: Gets one safetensors file per target and pass.
+        targets: Names as in `check_targets`.
 
-    return [{target: kept["teacher"]} for kept in kept_features("teacher", teach, [clip], variants, folder)]
+    Returns:
+        For every pass the features by the names of the targets, `(len(pack), ...)` on the CPU; those of all tokens
+        are in float16, for they take much space.
+    """
+    passes: list[Features] = [{} for _ in range(variants.count)]
+    for target in targets:
 
+        def teach(batch: Tensor, generator: torch.Generator, target: str = target) -> Features:
+            """One target of a batch."""
+            value = teacher_features(clip, batch, {target: 1.0})[target]
+            return {"teacher": value if value.ndim == 2 else value.half()}
 
-@torch.no_grad()
-def teacher_targets(
-    clip: CLIPModel, variants: Variants, folder: str | Path, targets: Mapping[str, float]
-) -> list[Features]:
-    """Any targets of a distillation, by their names, in float16: those of all tokens take much space."""
-
-    def teach(batch: Tensor, generator: torch.Generator) -> Features:
-        return {name: value.half() for name, value in teacher_features(clip, batch, targets).items()}
-
-    return kept_features("targets", teach, [clip, repr(sorted(targets))], variants, folder)
+        for kept, said in zip(passes, kept_features("teacher", teach, [clip, target], variants, folder), strict=True):
+            kept[target] = said["teacher"]
+    return passes
 
 
 class CodedPictures(Dataset):

@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+
+AnyPreset = TypeVar("AnyPreset")
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Preset:
     """How the surrogate loss is computed.
 
     Attributes:
-        name: `"paper"` or `"official"`.
-        neck: The progressive stages of the neck.
+        name: `"paper"`, `"official"`, or `"cosine"`: distillation alone, with a learning rate that falls as a cosine.
+        neck: The stages of the neck; those of the papers are progressive.
         normalize_logits: Cross-entropy on cosines times CLIP's temperature, or on raw dot products.
         post_layernorm_repeats: As in `ComNeckVisionConfig`.
         distillation_weight: Of the distillation where it is the only term.
@@ -83,7 +87,25 @@ PRESETS = {
         post_layernorm_repeats=2,
         distillation_weight=1152.0,
     ),
+    "cosine": Preset(
+        "cosine",
+        (Stage("distill", "no paper", ("neck",), {"distillation": 100.0}, schedule="cosine"),),
+        normalize_logits=True,
+        post_layernorm_repeats=1,
+        distillation_weight=100.0,
+    ),
 }
+
+
+def find_preset(presets: Mapping[str, AnyPreset], name: str) -> AnyPreset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in presets:
+        raise ValueError(f"`preset` must be one of {sorted(presets)}, got {name!r}.")
+    return presets[name]
 
 
 def codec_stages(lmbda: float) -> tuple[Stage, ...]:
@@ -182,4 +204,14 @@ def plan_steps(stages: tuple[Stage, ...], steps: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-__all__ = ["PRESETS", "Preset", "Span", "Stage", "choose_stages", "codec_stages", "comneck_stages", "plan_steps"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Span",
+    "Stage",
+    "choose_stages",
+    "codec_stages",
+    "comneck_stages",
+    "find_preset",
+    "plan_steps",
+]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from comneck_hf.models.cotam.canvas_cotam import canvas_importance
+from comneck_hf.coding.gain_map import MAX_MAP_CELLS
+from comneck_hf.models.cotam.canvas_cotam import canvas_grid, canvas_importance
 from comneck_hf.models.cotam.guide_cotam import ShallowAttentionGuide
 from comneck_hf.models.cotam.importance_cotam import quantize_importance
 
@@ -45,3 +46,13 @@ def test_levels_are_of_the_whole_canvas(clip):
 def test_a_canvas_of_broken_tiles_is_refused(clip, tile):
     with pytest.raises(ValueError, match="128x192"):
         canvas_importance(ShallowAttentionGuide(clip), pictures(128, 192), tile=tile)
+
+
+def test_a_map_has_as_many_cells_per_tile_as_it_can_hold():
+    assert canvas_grid((8, 8), rows=2, columns=3) == (16, 24)
+    assert canvas_grid((8, 8), rows=8, columns=8) == (64, 64)
+    assert canvas_grid((8, 8), rows=9, columns=8) == (63, 56)
+    assert canvas_grid((4, 12), rows=20, columns=10) == (40, 70)
+    for rows, columns in ((9, 8), (20, 10), (1, 100), (64, 64)):
+        cells = canvas_grid((8, 8), rows=rows, columns=columns)
+        assert cells[0] * cells[1] <= MAX_MAP_CELLS

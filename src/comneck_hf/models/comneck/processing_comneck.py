@@ -1,8 +1,6 @@
 """Processor for LLaVA with a ComNeck tower: text with pictures, latents, bitstreams and `.cnk` files."""
 
-import base64
 import os
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,17 +17,21 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ...coding.bitstream import Bitstream
+from ...coding.gain_map import GainMap
 from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig, LatentVisionConfig
 from ..compressai.configuration_compressai import CompressaiConfig
+from ..cotam.configuration_cotam import CotamConfig
 from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
-from ..llavolta.pooling_llavolta import image_offsets
+from ..llavolta.pooling_llavolta import image_offsets, map_strides, region_offsets
 from .image_processing_comneck import ComNeckImageProcessor
+from .image_sources import as_source, flatten_images, picture_sources, read_bitstream
 
 
-BITSTREAM_SUFFIX = ".cnk"
-DATA_URL = "data:application/x-comneck;base64,"
+_STAND_IN = np.zeros((1, 1, 3))  # for a bitstream where transformers counts images
+MAX_CONTAINER_PIXELS = 2**56  # any: what is too large, `decompress` refuses
 _DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -74,6 +76,25 @@ class CodecOwner:
         finally:
             self._codec = codec
 
+    def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
+        """As `ProcessorMixin`, on a flat list in which every bitstream has become `bytes`."""
+        if images is None:
+            return super().prepare_inputs_layout(**kwargs)
+        images = [
+            as_source(image) if (data := read_bitstream(image)) is None else data for image in flatten_images(images)
+        ]
+        pictures = [image for image in images if not isinstance(image, bytes)]
+        fetched, *others = super().prepare_inputs_layout(images=pictures, **kwargs)
+        remaining = iter(fetched)
+        images = [image if isinstance(image, bytes) else next(remaining) for image in images]
+        return (images or None, *others)
+
+    def validate_inputs(self, images: list[Any] | None = None, **kwargs: Any) -> None:
+        """As `ProcessorMixin`; a bitstream counts as one image."""
+        if images is not None:
+            images = [_STAND_IN if isinstance(image, bytes) else image for image in images]
+        super().validate_inputs(images=images, **kwargs)
+
 
 class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     r"""A `LlavaProcessor` whose images may be pictures, latents, bitstreams, `.cnk` files or `data:` URLs of them.
@@ -100,8 +121,11 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         Tokens besides the grid, the class token.
     latent_channels (`int`, *optional*, defaults to 320):
         Channels of the codec's latents, by which they are told from pictures.
-    pool_stride, pool, pool_grid:
-        Settings of [`LlavoltaTextConfig`] for a model with `pool_layer=0`, which needs fewer placeholders.
+    pool_stride, pool, pool_grid, region_strides:
+        Settings of [`LlavoltaTextConfig`] for a model with `pool_layer=0`, which needs fewer placeholders. With
+        `region_strides` there is another input for the model, `pool_strides` of shape `(images, height, width)`: the
+        stride at every token, from the gain map of the image's bitstream or, for a picture, of the codec's guide;
+        `pool_stride` where there is no map.
     """
 
     def __init__(
@@ -117,6 +141,7 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         pool_stride: int = 1,
         pool: str = "avg1d",
         pool_grid: tuple[int, int] | None = None,
+        region_strides: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__(
             image_processor,
@@ -131,6 +156,7 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         self.pool_stride = pool_stride
         self.pool = pool
         self.pool_grid = pool_grid
+        self.region_strides = region_strides
 
     @classmethod
     def for_llava(cls, model: PreTrainedModel, processor: ProcessorMixin) -> "ComNeckProcessor":
@@ -150,7 +176,8 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
             )
         pooling, codec = {}, None
         if isinstance(text_config, LlavoltaTextConfig) and text_config.pools_before:
-            pooling = {name: getattr(text_config, name) for name in ("pool_stride", "pool", "pool_grid")}
+            names = ("pool_stride", "pool", "pool_grid", "region_strides")
+            pooling = {name: getattr(text_config, name) for name in names}
         if isinstance(tower, CodecVisionConfig | LatentVisionConfig):
             has_codec = isinstance(tower, CodecVisionConfig)
             reader = tower.vision_config if has_codec else tower
@@ -189,17 +216,12 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         pictures = self.image_processor.fetch_images(picture_sources(images))
         return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values)
 
-    def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
-        """As `ProcessorMixin`, on a flat list in which bitstreams have become latents."""
-        if images is not None:
-            images = self._decompressed(flatten_images(images)) or None
-        return super().prepare_inputs_layout(images=images, **kwargs)
-
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The placeholders of an image: one for each token that the tower makes of it."""
+        """The placeholders of an image: one for each token that the tower makes of it and that pooling leaves."""
         channels, height, width = image_inputs["pixel_values"][image_idx].shape
         patch_size = 1 if channels == self.latent_channels else self.patch_size
-        return self.image_token * self._num_image_tokens(height // patch_size, width // patch_size)
+        strides = image_inputs["pool_strides"][image_idx] if "pool_strides" in image_inputs else None
+        return self.image_token * self._num_image_tokens(height // patch_size, width // patch_size, strides)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> Any:
         data = super()._get_num_multimodal_tokens(image_sizes, **kwargs)
@@ -208,31 +230,57 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         return data
 
     def _process_images(self, images: list[Any], **kwargs: Any) -> tuple[BatchFeature, list[str]]:
-        are_latents = [self._is_latents(image) for image in images]
-        if not any(are_latents):
-            return super()._process_images(images, **kwargs)
-        pictures = [image for image, coded in zip(images, are_latents, strict=True) if not coded]
-        encoded = iter(())
-        if pictures:
-            pixel_values = self.image_processor(pictures, **{**kwargs, "return_tensors": "pt"}).pixel_values
-            with torch.no_grad():
-                encoded = iter(self.codec.encode(pixel_values.to(self.codec.device)).latents.cpu())
-        latents = [
-            self._checked_latents(image) if coded else next(encoded)
-            for image, coded in zip(images, are_latents, strict=True)
-        ]
-        inputs = BatchFeature({"pixel_values": torch.stack(latents)})
-        return inputs, [self.replace_image_token(inputs, index) for index in range(len(latents))]
+        maps = [self._gain_map(image) for image in images]
+        images = self._decompressed(images)
+        pictures = [index for index, image in enumerate(images) if not self._is_latents(image)]
+        if len(pictures) == len(images) and not self._follows_guide:
+            inputs, _ = super()._process_images(images, **kwargs)
+        else:
+            encoded = self._encode([images[index] for index in pictures], **kwargs) if pictures else []
+            latents = dict(enumerate(images))
+            for index, (picture_latents, gain_map) in zip(pictures, encoded, strict=True):
+                latents[index], maps[index] = picture_latents, gain_map
+            checked = [self._checked_latents(image) for image in latents.values()]
+            inputs = BatchFeature({"pixel_values": torch.stack(checked)})
+        if self.region_strides is not None:
+            options = {"region_strides": self.region_strides, "pool_stride": self.pool_stride}
+            inputs["pool_strides"] = torch.stack([map_strides(one, self._grid, **options) for one in maps])
+        return inputs, [self.replace_image_token(inputs, index) for index in range(len(images))]
+
+    @torch.no_grad()
+    def _encode(self, pictures: list[Any], **kwargs: Any) -> list[tuple[torch.Tensor, GainMap | None]]:
+        """Latents of pictures, and the maps of a guide that regions are pooled by."""
+        pixel_values = self.image_processor(pictures, **{**kwargs, "return_tensors": "pt"}).pixel_values
+        pixel_values = pixel_values.to(self.codec.device)
+        if not self._follows_guide:
+            return [(latents, None) for latents in self.codec.encode(pixel_values).latents.cpu()]
+        maps = self.codec.gain_maps(pixel_values)
+        return list(zip(self.codec.encode(pixel_values, gain_maps=maps).latents.cpu(), maps, strict=True))
+
+    @property
+    def _follows_guide(self) -> bool:
+        """Whether tokens of pictures are pooled by the map of a guide, which then has to be known here."""
+        config = None if self.region_strides is None or self._codec is None else self._codec.config
+        return isinstance(config, CotamConfig) and config.use_guide
+
+    def _gain_map(self, image: Any) -> GainMap | None:
+        """The map in a bitstream."""
+        if self.region_strides is None or not isinstance(image, bytes):
+            return None
+        return Bitstream.parse(image, max_pixels=MAX_CONTAINER_PIXELS).gain_map
 
     @property
     def _grid(self) -> tuple[int, int]:
         size = self.image_processor.crop_size
         return size["height"] // self.patch_size, size["width"] // self.patch_size
 
-    def _num_image_tokens(self, height: int, width: int) -> int:
+    def _num_image_tokens(self, height: int, width: int, strides: torch.Tensor | None = None) -> int:
         length = height * width + self.num_additional_image_tokens
         length -= self.vision_feature_select_strategy == "default"
-        offsets = image_offsets(length, stride=self.pool_stride, pool=self.pool, grid=self.pool_grid)
+        if strides is None:
+            offsets = image_offsets(length, stride=self.pool_stride, pool=self.pool, grid=self.pool_grid)
+        else:
+            offsets = region_offsets(strides, length=length, pool=self.pool)
         return int((offsets == 0).sum())
 
     def _is_latents(self, image: Any) -> bool:
@@ -251,11 +299,10 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         return latents
 
     def _decompressed(self, images: list[Any]) -> list[Any]:
-        bitstreams = {index: data for index, image in enumerate(images) if (data := read_bitstream(image)) is not None}
-        latents = (
-            dict(zip(bitstreams, self.codec.decompress(list(bitstreams.values())), strict=True)) if bitstreams else {}
-        )
-        return [latents[index].cpu() if index in latents else as_source(image) for index, image in enumerate(images)]
+        """The images, with latents in place of bitstreams."""
+        bitstreams = [image for image in images if isinstance(image, bytes)]
+        latents = iter(self.codec.decompress(bitstreams) if bitstreams else ())
+        return [next(latents).cpu() if isinstance(image, bytes) else image for image in images]
 
 
 def tower_codec(model: PreTrainedModel) -> PreTrainedModel | None:
@@ -290,61 +337,4 @@ def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrain
     return AutoModel.from_pretrained(source, config=owner.codec_config, **options).eval()
 
 
-def flatten_images(images: Any) -> list[Any]:
-    """Nested lists and batches as one list."""
-    if isinstance(images, list | tuple):
-        return [image for item in images for image in flatten_images(item)]
-    if isinstance(images, torch.Tensor | np.ndarray) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
-def picture_sources(images: Any) -> list[Any]:
-    """What is to be compressed, as a flat list.
-
-    Raises:
-        ValueError: If there is none, or one is coded already.
-    """
-    sources = [as_source(image) for image in flatten_images(images)]
-    if not sources or any(read_bitstream(source) is not None for source in sources):
-        raise ValueError("Give pictures to compress: at least one, and none that is a bitstream already.")
-    return sources
-
-
-def as_source(image: Any) -> Any:
-    """What transformers loads: it knows strings, not `Path`."""
-    return str(image) if isinstance(image, Path) else image
-
-
-def read_bitstream(image: Any) -> bytes | None:
-    """The bitstream that an image stands for, `None` for pictures and latents."""
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, Path | str) and str(image).lower().endswith(BITSTREAM_SUFFIX):
-        try:
-            return Path(image).read_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"{image} cannot be read: {error.strerror}. Give the path of a `.cnk` file; fetch URLs yourself and "
-                "pass their bytes."
-            ) from error
-    if isinstance(image, str) and image.startswith(DATA_URL):
-        try:
-            return base64.b64decode(image.removeprefix(DATA_URL), validate=True)
-        except ValueError as error:  # of letters that base64 does not have, or of their number
-            raise ValueError(f"The data URL of a bitstream is not base64: {error}.") from error
-    return None
-
-
-__all__ = [
-    "BITSTREAM_SUFFIX",
-    "DATA_URL",
-    "CodecOwner",
-    "ComNeckProcessor",
-    "as_source",
-    "codec_from_pretrained",
-    "flatten_images",
-    "picture_sources",
-    "read_bitstream",
-    "tower_codec",
-]
+__all__ = ["MAX_CONTAINER_PIXELS", "CodecOwner", "ComNeckProcessor", "codec_from_pretrained", "tower_codec"]

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from ...coding.gain_map import MAX_MAP_CELLS
 from .guide_cotam import ShallowAttentionGuide
 
 
@@ -19,7 +20,7 @@ def canvas_importance(
     `quantize_importance` takes the statistics over the whole canvas:
 
         importance_map = canvas_importance(guide, pixel_values, tile=336)
-        gain_maps = quantize_importance(importance_map, grid=(8 * rows, 8 * columns))  # of tiles
+        gain_maps = quantize_importance(importance_map, grid=canvas_grid((8, 8), rows=2, columns=3))
 
     Args:
         guide: Runs once on the whole picture and once on all of its tiles.
@@ -53,4 +54,18 @@ def _divided_by_mean(importance_map: torch.Tensor) -> torch.Tensor:
     return importance_map / importance_map.mean(dim=(1, 2, 3), keepdim=True).clamp(min=_TINY)
 
 
-__all__ = ["canvas_importance"]
+def canvas_grid(grid: tuple[int, int], *, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the gain map of a canvas: as many cells per tile as one picture has.
+
+    Fewer, in the same proportion, where a gain map would not hold them (`MAX_MAP_CELLS`).
+
+    Args:
+        grid: Of one picture.
+        rows: Tiles from top to bottom.
+        columns: Tiles from left to right.
+    """
+    scale = min(1.0, (MAX_MAP_CELLS / (rows * columns * grid[0] * grid[1])) ** 0.5)
+    return rows * max(1, int(scale * grid[0])), columns * max(1, int(scale * grid[1]))
+
+
+__all__ = ["canvas_grid", "canvas_importance"]

@@ -15,12 +15,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ...coding.gain_map import GainMap
 from ..clip_inputs import clip_inputs
-from ..codec_vision import CodecVisionModel, LatentVisionModel, sort_inputs
+from ..codec_vision import CodecVisionModel, ComNeckModelOutput, LatentVisionModel, sort_inputs
 from ..comneck.neck_comneck import TransformNeck
 from ..image_codec import CodecEncoderOutput
+from .canvas_cotam import canvas_grid, canvas_importance
 from .configuration_cotam import CotamConfig, CotamVisionConfig
 from .guide_cotam import ShallowAttentionGuide
 from .importance_cotam import quantize_importance
+from .joined_cotam import PICTURE_CHANNELS, split_picture
 
 
 class CotamVisionModel(LatentVisionModel):
@@ -153,6 +155,41 @@ class CotamModel(CodecVisionModel):
         """The model itself, with its guide."""
         return None if self.codec is None else self
 
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        reconstruction: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ComNeckModelOutput:
+        """As in [`CodecVisionModel`], and from latents whose decoded picture is there already.
+
+        Args:
+            pixel_values: As there; with `latent_channels + 768` channels they are latents and decoded pictures, as
+                `join_picture` packs them.
+            latents: As there.
+            interpolate_pos_encoding: As there.
+            reconstruction: The decoded pictures of `latents`, `(batch, 3, height, width)` of any size, values in
+                [0, 1]. Decoded here by default.
+            kwargs: As there.
+
+        Raises:
+            ValueError: As there.
+        """
+        channels = self.config.vision_config.latent_channels + PICTURE_CHANNELS
+        if pixel_values is not None and pixel_values.dim() == 4 and pixel_values.shape[1] == channels:
+            if latents is not None or reconstruction is not None:
+                raise ValueError("Pass joined latents and pictures in `pixel_values` alone.")
+            pixel_values, (latents, reconstruction) = None, split_picture(pixel_values)
+        kwargs["reconstruction"] = reconstruction
+        return super().forward(pixel_values, latents, interpolate_pos_encoding, **kwargs)
+
+    @property
+    def guide(self) -> ShallowAttentionGuide:
+        """What makes the importance maps, on the tower's own layers."""
+        return ShallowAttentionGuide(self.vision_model, layers=self.config.guide_layers)
+
     @torch.no_grad()
     def importance(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Where CLIP's shallow layers look in pictures: float `(batch, 1, rows, columns)` of the patch grid.
@@ -160,45 +197,73 @@ class CotamModel(CodecVisionModel):
         Args:
             pixel_values: Shape `(batch, 3, height, width)`, values in [0, 1], any size.
         """
-        return ShallowAttentionGuide(self.vision_model, layers=self.config.guide_layers)(pixel_values)
+        return self.guide(pixel_values)
 
-    def gain_maps(self, pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[GainMap]:
-        """The guide's gain map of every picture; arguments as in `compress`."""
+    def gain_maps(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], *, tile: int | None = None
+    ) -> list[GainMap]:
+        """The guide's gain map of every picture.
+
+        Args:
+            pixel_values: As in `compress`.
+            tile: Side in pixels of the tiles that the pictures consist of. The guide then looks at the whole picture
+                and at each tile, and the map has `guide_grid` cells per tile, fewer if there are very many.
+
+        Raises:
+            ValueError: If a picture does not consist of whole tiles.
+        """
         if not isinstance(pixel_values, torch.Tensor):
-            return [self.gain_maps(picture[None])[0] for picture in pixel_values]
+            return [self.gain_maps(picture[None], tile=tile)[0] for picture in pixel_values]
         config = self.config
+        grid = tuple(config.guide_grid)
+        if tile is None:
+            importance_map = self.importance(pixel_values)
+        else:
+            importance_map = canvas_importance(self.guide, pixel_values, tile=tile)
+            height, width = pixel_values.shape[-2:]
+            grid = canvas_grid(grid, rows=height // tile, columns=width // tile)
         return quantize_importance(
-            self.importance(pixel_values),
-            grid=tuple(config.guide_grid),
+            importance_map,
+            grid=grid,
             threshold=config.guide_threshold,
             levels=config.guide_levels,
             step=config.gain_step,
         )
 
-    def encode(self, pixel_values: torch.Tensor, **options: Any) -> CodecEncoderOutput:
-        """As in [`CodecVisionModel`], with the guide's gain maps where `options` have no `gain_maps`."""
-        return super().encode(pixel_values, **self._coding_options(pixel_values, options))
+    def encode(self, pixel_values: torch.Tensor, *, tile: int | None = None, **options: Any) -> CodecEncoderOutput:
+        """As in [`CodecVisionModel`], with the guide's gain maps where `options` have no `gain_maps`.
 
-    def compress(self, pixel_values: torch.Tensor | Sequence[torch.Tensor], **options: Any) -> list[bytes]:
+        Args:
+            pixel_values: As in `forward`, any size.
+            tile: As in `compress`.
+            options: Of the codec's `encode`.
+        """
+        return super().encode(pixel_values, **self.coding_options(pixel_values, tile=tile, **options))
+
+    def compress(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], *, tile: int | None = None, **options: Any
+    ) -> list[bytes]:
         """One self-contained bitstream per picture, with the guide's gain maps where there are no others.
 
         Args:
             pixel_values: As in `forward`, any size; or a list of `(3, height, width)` pictures of any sizes.
+            tile: Side of tiles in pixels, for pictures that a model reads in tiles; as in `gain_maps`.
             options: Of the codec's `compress`, such as `gain` and `target_bytes`. `gain_maps` take the place of the
                 guide's; `None` stands for no map.
         """
-        return super().compress(pixel_values, **self._coding_options(pixel_values, options))
+        return super().compress(pixel_values, **self.coding_options(pixel_values, tile=tile, **options))
 
-    def _coding_options(
-        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], options: dict[str, Any]
+    def coding_options(
+        self, pixel_values: torch.Tensor | Sequence[torch.Tensor], *, tile: int | None = None, **options: Any
     ) -> dict[str, Any]:
-        options = super()._coding_options(pixel_values, options)
+        """As in [`CodecVisionModel`], with the guide's gain maps; arguments as in `compress`."""
+        options = super().coding_options(pixel_values, **options)
         if "gain_maps" in options or not self.config.use_guide:
             return options
-        return {**options, "gain_maps": self.gain_maps(pixel_values)}
+        return {**options, "gain_maps": self.gain_maps(pixel_values, tile=tile)}
 
     def _see(self, latents: torch.Tensor, gains: Mapping[str, Any], **kwargs: Any) -> BaseModelOutputWithPooling:
-        if self.config.vision_config.reads_pictures:
+        if self.config.vision_config.reads_pictures and kwargs["reconstruction"] is None:
             kwargs["reconstruction"] = self.reconstruct(latents, **gains)
         return self.vision_model(latents=latents, **kwargs)
 

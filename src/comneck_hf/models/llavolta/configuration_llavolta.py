@@ -25,6 +25,10 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
         `"avg1d"` averages runs of tokens in raster order, as the paper; `"avg2d"` squares of the image grid.
     pool_grid (`list[int]`, *optional*):
         Height and width of an image in tokens, for `"avg2d"`. A square by default.
+    region_strides (`list[int]`, *optional*):
+        Strides of the regions of an image whose bitstream has a gain map: where its levels are below, at and above 0.
+        `[4, 2, 1]` keeps all tokens where the bits went. `pool_stride` is then for images without a map. Needs
+        `pool_layer=0`. By default maps change nothing.
     """
 
     model_type = "llavolta_llama"
@@ -34,6 +38,7 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
     pool_stride: int = 1
     pool: Literal["avg1d", "avg2d"] = "avg1d"
     pool_grid: list[int] | tuple[int, int] | None = None
+    region_strides: list[int] | tuple[int, int, int] | None = None
 
     def validate_pooling(self) -> None:
         """Refuses layers that do not exist, strides below 1, and impossible grids."""
@@ -48,6 +53,17 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
             raise ValueError("Tokens can only be pooled inside a Llama without `attention_bias`, this one has it.")
         if self.pool_grid is not None and (len(self.pool_grid) != 2 or min(self.pool_grid) < 1):
             raise ValueError(f"`pool_grid` must be a positive [height, width], got {list(self.pool_grid)}.")
+        if self.region_strides is None:
+            return
+        if len(self.region_strides) != 3 or min(self.region_strides) < 1:
+            raise ValueError(
+                "`region_strides` must be three strides of at least 1, for levels below, at and above 0, got "
+                f"{list(self.region_strides)}."
+            )
+        if self.pool_layer != 0:
+            raise ValueError(
+                f"Regions are pooled before the language model, but `pool_layer` is {self.pool_layer}. Set it to 0."
+            )
 
     @property
     def pools_inside(self) -> bool:
@@ -57,7 +73,7 @@ class LlavoltaTextConfig(HubCode, LlamaConfig):
     @property
     def pools_before(self) -> bool:
         """Whether tokens are pooled before the language model sees them."""
-        return self.pool_stride > 1 and self.pool_layer == 0
+        return self.pool_layer == 0 and (self.pool_stride > 1 or self.region_strides is not None)
 
 
 _TEXT_CONFIG = SubConfigSpec(config_class=AutoConfig, model_type=LlavoltaTextConfig.model_type)
@@ -101,7 +117,7 @@ class LlavoltaNextConfig(_PoolsVisualTokens, HubCode, LlavaNextConfig):
     def validate_pooling(self) -> None:
         """Refuses also what any-resolution images, whose tokens are no rectangle, cannot have."""
         super().validate_pooling()
-        if self.text_config.pool_stride > 1 and (self.text_config.pool_layer == 0 or self.text_config.pool != "avg1d"):
+        if self.text_config.pools_before or self.text_config.pool_stride > 1 and self.text_config.pool != "avg1d":
             raise ValueError(
                 f"LLaVA-NeXT pools with `pool_layer` of 1 or more and `pool='avg1d'`, got `pool_layer="
                 f"{self.text_config.pool_layer}` and `pool={self.text_config.pool!r}`: its images have rows of "

@@ -1,6 +1,7 @@
 """LLaVA and LLaVA-NeXT whose language model pools visual tokens (LLaVolta)."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
 from .language_llavolta import LlavoltaTextModel
-from .pooling_llavolta import TokenGroups, image_offsets, sequence_offsets
+from .pooling_llavolta import TokenGroups, image_offsets, region_offsets, sequence_offsets
 
 
 class _TellsVisualTokens:
@@ -46,10 +47,8 @@ class _TellsVisualTokens:
         """
         if self.config.text_config.pools_inside:
             if pixel_values is not None and mm_encoder_outputs is None:
-                names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
-                options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-                features = self.get_image_features(pixel_values=pixel_values, return_dict=True, **options)
-                pixel_values, mm_encoder_outputs = None, {"image": features}
+                mm_encoder_outputs = self._encoder_outputs(pixel_values, kwargs)
+                pixel_values = None
             features = (mm_encoder_outputs or {}).get("image")
             visual_tokens = self._visual_tokens(input_ids, inputs_embeds)
             if features is not None:
@@ -65,6 +64,14 @@ class _TellsVisualTokens:
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
+
+    def _encoder_outputs(
+        self, pixel_values: torch.Tensor, options: dict[str, Any], **more: Any
+    ) -> dict[str, BaseModelOutputWithPooling]:
+        """The features of images, with those of the options of `forward` that concern them."""
+        names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+        options = {name: options[name] for name in names if options.get(name) is not None}
+        return {"image": self.get_image_features(pixel_values=pixel_values, return_dict=True, **options, **more)}
 
     def _visual_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Where the placeholders of images are, bool `(batch, sequence)`."""
@@ -89,6 +96,26 @@ class LlavoltaModel(_TellsVisualTokens, LlavaModel):
 
     config: LlavoltaConfig
 
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        pool_strides: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the class without pooling.
+
+        Args:
+            pool_strides: Of `pixel_values`, as in `get_image_features`.
+        """
+        if pool_strides is not None and pixel_values is not None and mm_encoder_outputs is None:
+            mm_encoder_outputs = self._encoder_outputs(pixel_values, kwargs, pool_strides=pool_strides)
+            pixel_values = None
+        return super().forward(
+            input_ids=input_ids, pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+        )
+
     @can_return_tuple
     def get_image_features(
         self,
@@ -96,9 +123,18 @@ class LlavoltaModel(_TellsVisualTokens, LlavaModel):
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: torch.Tensor | None = None,
+        pool_strides: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As `LlavaModel`; with `pool_layer=0` each image's features, behind the projector, are pooled."""
+        """As `LlavaModel`; with `pool_layer=0` each image's features, behind the projector, are pooled.
+
+        Args:
+            pool_strides: With `region_strides`, the stride at every token, `(images, height, width)`, as
+                `ComNeckProcessor` returns them; by default all images are pooled by `pool_stride`.
+
+        Raises:
+            ValueError: If the model has no `region_strides`, or the shape is another.
+        """
         options = {
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
@@ -106,8 +142,18 @@ class LlavoltaModel(_TellsVisualTokens, LlavaModel):
         }
         options = {name: value for name, value in options.items() if value is not None}
         outputs = super().get_image_features(pixel_values, **options, **{**kwargs, "return_dict": True})
-        if self.config.text_config.pools_before:
-            outputs.pooler_output = [_pooled(self.config.text_config, image) for image in outputs.pooler_output]
+        images, text_config = outputs.pooler_output, self.config.text_config
+        if pool_strides is not None:
+            _check_strides(pool_strides, text_config, count=len(images))
+            offsets = [
+                region_offsets(strides, length=len(image), pool=text_config.pool)
+                for image, strides in zip(images, pool_strides, strict=True)
+            ]
+        elif text_config.pools_before:
+            offsets = [_offsets(text_config, len(image)) for image in images]
+        else:
+            return outputs
+        outputs.pooler_output = [_pooled(image, own) for image, own in zip(images, offsets, strict=True)]
         return outputs
 
 
@@ -120,19 +166,28 @@ class LlavoltaNextModel(_TellsVisualTokens, LlavaNextModel):
 class _GeneratesPooled:
     """Generation with two masks, and pooling that can be changed on a loaded model."""
 
-    def set_visual_pooling(self, pool_layer: int, pool_stride: int) -> None:
+    def set_visual_pooling(
+        self, pool_layer: int, pool_stride: int, *, region_strides: Sequence[int] | None = None
+    ) -> None:
         """Changes where and how much is pooled, from the next forward pass on.
 
+        A model with `pool_layer=0` then needs a processor with the same settings, from `ComNeckProcessor.for_llava`.
+
+        Args:
+            pool_layer, pool_stride, region_strides: As in [`LlavoltaTextConfig`].
+
         Raises:
-            ValueError: If the layer does not exist or the stride is below 1.
+            ValueError: If the layer does not exist, a stride is below 1, or regions are to be pooled inside.
         """
         text_config = self.config.text_config
-        before = (text_config.pool_layer, text_config.pool_stride)
+        before = {name: getattr(text_config, name) for name in ("pool_layer", "pool_stride", "region_strides")}
         text_config.pool_layer, text_config.pool_stride = pool_layer, pool_stride
+        text_config.region_strides = None if region_strides is None else list(region_strides)
         try:
             self.config.validate_pooling()
         except ValueError:
-            text_config.pool_layer, text_config.pool_stride = before
+            for name, value in before.items():
+                setattr(text_config, name, value)
             raise
 
     def create_masks_for_generate(
@@ -176,6 +231,15 @@ class LlavoltaForConditionalGeneration(_GeneratesPooled, LlavaForConditionalGene
         kwargs.setdefault("key_mapping", {r"^vision_model\.": "model.vision_tower."})
         return super().from_pretrained(*args, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self, *args: Any, pool_strides: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As any model's; the strides of regions go with the pictures."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if pool_strides is not None and inputs.get("pixel_values") is not None:
+            inputs["pool_strides"] = pool_strides
+        return inputs
+
 
 class LlavoltaNextForConditionalGeneration(_GeneratesPooled, LlavaNextForConditionalGeneration):
     """`LlavaNextForConditionalGeneration` that pools visual tokens. Weights and their names are LLaVA-NeXT's."""
@@ -202,12 +266,13 @@ def pool_visual_tokens(
     pool_stride: int = 8,
     pool: str = "avg1d",
     pool_grid: tuple[int, int] | None = None,
+    region_strides: Sequence[int] | None = None,
 ) -> PreTrainedModel:
     """Makes a loaded LLaVA or LLaVA-NeXT pool its visual tokens. Its weights stay where they are.
 
     Args:
         model: With a Llama language model; changed in place, and so is its configuration.
-        pool_layer, pool_stride, pool, pool_grid: As in [`LlavoltaTextConfig`].
+        pool_layer, pool_stride, pool, pool_grid, region_strides: As in [`LlavoltaTextConfig`].
 
     Returns:
         `model`, now of one of the classes of this module; it saves and loads as such.
@@ -223,6 +288,7 @@ def pool_visual_tokens(
             f"language model, got {type(model).__name__} with {type(model.config.get_text_config()).__name__}."
         )
     settings = {"pool_layer": pool_layer, "pool_stride": pool_stride, "pool": pool, "pool_grid": pool_grid}
+    settings["region_strides"] = None if region_strides is None else list(region_strides)
     model_class, base_class, config_class = _POOLED_CLASSES[type(model)]
     _convert_config(copy.deepcopy(model.config), config_class, settings)  # raises before anything has changed
     _convert_config(model.config, config_class, settings)
@@ -243,10 +309,22 @@ def _offsets(config: LlavoltaTextConfig, length: int) -> torch.Tensor:
     return image_offsets(length, stride=config.pool_stride, pool=config.pool, grid=config.pool_grid)
 
 
-def _pooled(config: LlavoltaTextConfig, features: torch.Tensor) -> torch.Tensor:
+def _check_strides(pool_strides: torch.Tensor, config: LlavoltaTextConfig, *, count: int) -> None:
+    if config.region_strides is None:
+        raise ValueError(
+            "This model pools no regions, but got `pool_strides`. Set `region_strides`, or make the processor anew "
+            "with `ComNeckProcessor.for_llava`."
+        )
+    if pool_strides.dim() != 3 or len(pool_strides) != count:
+        raise ValueError(
+            f"`pool_strides` must be ({count} images, height, width), got {tuple(pool_strides.shape)}. Let the "
+            "processor of this model make them."
+        )
+
+
+def _pooled(features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Features of one image, `(tokens, width)`, averaged group by group."""
-    offsets = _offsets(config, len(features)).to(features.device)
-    return TokenGroups.from_offsets(offsets[None]).mean(features[None])[0]
+    return TokenGroups.from_offsets(offsets[None].to(features.device)).mean(features[None])[0]
 
 
 __all__ = [

@@ -6,9 +6,12 @@ of different length, partial groups and rows without images need no case of thei
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ...coding.gain_map import GainMap
 
 
 def image_offsets(length: int, *, stride: int, pool: str, grid: tuple[int, int] | None = None) -> torch.Tensor:
@@ -36,6 +39,59 @@ def image_offsets(length: int, *, stride: int, pool: str, grid: tuple[int, int] 
             "use `pool='avg1d'`."
         )
     return index // width % stride * width + index % width % stride
+
+
+def map_strides(
+    gain_map: GainMap | None, grid: tuple[int, int], *, region_strides: Sequence[int], pool_stride: int
+) -> torch.Tensor:
+    """Stride at each token of an image, from the gain map in its bitstream: where bits are, tokens are.
+
+    Args:
+        gain_map: `None` for an image without one.
+        grid: Height and width of the image in tokens.
+        region_strides: Strides of cells with levels below, at and above 0.
+        pool_stride: Stride everywhere of an image without a map.
+
+    Returns:
+        Integers of shape `grid`.
+    """
+    if gain_map is None:
+        return torch.full(grid, pool_stride)
+    levels = torch.tensor(gain_map.levels_at(*grid))
+    return torch.tensor(tuple(region_strides))[levels.sign() + 1]
+
+
+def region_offsets(strides: torch.Tensor, *, length: int, pool: str) -> torch.Tensor:
+    """Distance of each token of an image to the first token of its group, where the stride differs by region.
+
+    Groups are those of `image_offsets`, cut where the stride changes: tokens become one if they have the same stride
+    and lie in the same run or square of it.
+
+    Args:
+        strides: At each token, `(height, width)`, at least 1.
+        length: Tokens of the image; one more than strides with a class token, which comes first and stays alone.
+        pool: `"avg1d"` or `"avg2d"`.
+
+    Returns:
+        Integers of shape `(length,)`.
+
+    Raises:
+        ValueError: If there are not as many strides as tokens, or one is below 1.
+    """
+    num_alone = length - strides.numel()
+    if num_alone not in (0, 1):
+        raise ValueError(
+            f"`pool_strides` of {strides.shape[0]}x{strides.shape[1]} do not fit an image of {length} tokens. Let the "
+            "processor of this model make them."
+        )
+    if strides.min() < 1:
+        raise ValueError(f"`pool_strides` must be at least 1, which pools nothing; got {int(strides.min())}.")
+    index = torch.arange(strides.numel(), device=strides.device)
+    row, column, strides = index // strides.shape[1], index % strides.shape[1], strides.flatten()
+    places = [index // strides] if pool == "avg1d" else [row // strides, column // strides]
+    group = torch.stack([strides, *places]).unique(dim=1, return_inverse=True)[1]
+    first = torch.full_like(index, len(index)).scatter_reduce(0, group, index, "amin")
+    return torch.cat([index.new_zeros(num_alone), index - first[group]])
 
 
 def sequence_offsets(visual_tokens: torch.Tensor, images: list[torch.Tensor]) -> torch.Tensor:
@@ -136,4 +192,11 @@ def compression_ratio(
     return num_layers * whole / ((num_layers - pool_layer) * pooled + pool_layer * whole)
 
 
-__all__ = ["TokenGroups", "compression_ratio", "image_offsets", "sequence_offsets"]
+__all__ = [
+    "TokenGroups",
+    "compression_ratio",
+    "image_offsets",
+    "map_strides",
+    "region_offsets",
+    "sequence_offsets",
+]
