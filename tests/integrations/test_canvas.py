@@ -10,6 +10,7 @@ from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.coding.tiles import TiledBitstream
 from comneck_hf.models.comneck.canvas_comneck import join_tiles
 from comneck_hf.models.cotam.joined_cotam import join_picture, split_picture
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 
 
 PROMPTS = ["USER: <image> what is this ? ASSISTANT:", "USER: <image> <image> what ? ASSISTANT:", "USER: a cat"]
@@ -189,3 +190,29 @@ def test_what_does_not_fit_is_named(models, pictures, comneck, next_processor):
     joined = join_picture(torch.zeros(1, 80, 8, 8), torch.zeros(1, 3, 128, 128))
     with pytest.raises(ValueError, match="in `pixel_values` alone"):
         cotam.model.vision_tower(joined, latents=joined[:, :80])
+
+
+@torch.no_grad()
+def test_a_codec_with_vectors_is_decoded_at_the_gains_of_canvas_and_tiles(
+    llava, next_processor, comneck, clip, photos
+):
+    """The guide's maps are gains, which the tower itself would not be told."""
+    codec = add_gain_vectors(comneck.codec, levels=2, level_range=(-1.0, 1.0))
+    codec.g_s.log_vectors.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    model = CotamModel.from_codec_and_clip(codec, clip).eval()
+    model = attach_vision_tower(llava("next", image_grid_pinpoints=[[112, 224]]), model)
+    canvases = llava_next_processor(model, next_processor, code_canvas=True)
+    tiles = llava_next_processor(model, next_processor)
+    codec, picture = canvases.codec, photos[1].resize((256, 128))
+    for processor, first in ((canvases, 1), (tiles, 0)):
+        (bitstream,) = processor.compress(picture)
+        found = processor(images=bitstream, return_tensors="pt")["pixel_values"][0]
+        coded = TiledBitstream.parse(bitstream).tiles
+        latents, gains = codec.decompress(coded), codec.coded_gains(coded)
+        right, wrong = codec.reconstruct(latents, **gains), codec.reconstruct(latents, gain=0.0)
+        if processor is canvases:
+            assert torch.equal(found, canvases(images=picture, return_tensors="pt")["pixel_values"][0])
+            right, wrong = (torch.cat(picture[0].chunk(2, 2)).unflatten(0, (2, 3)) for picture in (right, wrong))
+        seen = split_picture(found)[1][first:]
+        assert torch.allclose(seen, right, atol=1e-5)
+        assert not torch.allclose(seen, wrong, atol=1e-2)
