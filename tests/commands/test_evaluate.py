@@ -38,11 +38,11 @@ def run(*words: object) -> tuple[int, str]:
 
 def test_models_and_their_codecs_are_measured_at_several_gains(data, tmp_path):
     words = ["eval", "--data", data / "labelled", "--baseline", "reconstruction", "--gain", -1, "--gain", 0.5]
-    words += ["--model", "comneck-tiny-d1-q2", "--model", "other=comneck-tiny-d1-q2"]
+    words += ["--model", "first=comneck-tiny-d1-q2", "--model", "other=comneck-tiny-d1-q2"]
     code, text = run(*words, "--output", tmp_path / "gains.json", "--quiet", "--json")
     assert code == 0, text
     systems = {system["name"]: system["results"] for system in json.loads(text)["tasks"]["zero-shot"]["systems"]}
-    assert list(systems) == ["reconstruction", "d1", "other"]  # one codec, decoded once
+    assert list(systems) == ["reconstruction", "first", "other"]  # one codec, decoded once
     reconstruction, d1, other = systems.values()
     assert d1["top1"] == other["top1"]
     assert d1["quality"] == reconstruction["quality"] == ["q2 -1", "q2 +0.5"]

@@ -104,7 +104,7 @@ class Parts:
         if name == "original":
             return [Original]
         if name == "reconstruction":
-            return self._at_gains(self._reconstruction, self._codec_owners())
+            return self._at_gains(self._reconstruction, self._codec_owners)
         if kind == "codec" and folder:
             return [partial(self._codec, folder)]
         if kind == "post-processing" and folder:
@@ -131,6 +131,7 @@ class Parts:
         curve, folder = _split_name(name)
         return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None, gain=gain)
 
+    @cached_property
     def _codec_owners(self) -> list[str]:
         """The first model with each of the codecs that decode pictures."""
         owners: dict[str, str] = {}
@@ -148,7 +149,8 @@ class Parts:
     def _reconstruction(self, name: str, gain: float | None) -> Reconstruction:
         curve, folder = _split_name(name)
         config = self._config(name)
-        owner = curve or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
+        owner = curve if len(self._codec_owners) > 1 else ""
+        owner = owner or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
         codec = load_codec(folder, device=self.device, dtype=self.dtype)
         quality = f"q{config.quality}" if config.quality else ""
         return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality, gain=gain)
