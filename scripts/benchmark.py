@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.transforms.v2.functional import center_crop
 from transformers import HfArgumentParser
 
-from comneck_hf import ComNeckConfig
+from comneck_hf import ComNeckConfig, CotamConfig, CotamModel
 from comneck_hf.evaluation.benchmark import coder_speed, compress_speed, decompress_speed, start_seconds
 from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
+from comneck_hf.evaluation.cotam_speed import cotam_speed
 from comneck_hf.evaluation.exactness import ISA_ENVIRONMENT
 from comneck_hf.evaluation.machine import cpu_flags, describe_machine
 from comneck_hf.evaluation.pictures import load_picture_folder, load_pictures
@@ -43,7 +45,7 @@ class Arguments:
     compile: bool = field(default=False, metadata={"help": "also measure compiled networks (minutes more)"})
     server_repeats: int = field(default=3, metadata={"help": "rounds of the parts at the size of ViT-L/14"})
     parts: list[str] = field(
-        default_factory=lambda: ["coder", "decompress", "avx512", "compress", "server", "start", "size"]
+        default_factory=lambda: ["coder", "decompress", "avx512", "compress", "server", "cotam", "start", "size"]
     )
     output: str = "results/benchmark.json"
 
@@ -104,6 +106,16 @@ def measure_server(args: Arguments, pictures: torch.Tensor) -> dict[str, Any]:
     return report if "amx_bf16" in cpu_flags() else {**report, "bfloat16": NO_AMX}
 
 
+def measure_cotam(args: Arguments, codec: ElicModel) -> dict[str, Any]:
+    """Guide and adapter at the size of ViT-L/14 with 336 pixels, whose weights are random; pictures of 384 pixels."""
+    vision = {"image_size": 336, "latent_channels": codec.config.latent_channels}
+    model = CotamModel(CotamConfig(codec_config=codec.config, vision_config=vision)).eval()
+    model.codec = codec
+    kodak = [center_crop(picture, [384, 384]) for picture in load_picture_folder(args.kodak, limit=4)]
+    pictures = torch.stack(kodak) / 255
+    return {f"batch_{size}": cotam_speed(model, pictures[:size], repeats=args.server_repeats) for size in (1, 4)}
+
+
 def measure_size(args: Arguments, codec: ElicModel) -> dict[str, Any]:
     squares = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + args.size_pictures)
     sets = {"kodak": load_picture_folder(args.kodak), "imagenet_sample_256": list(squares)}
@@ -123,6 +135,7 @@ def main(args: Arguments) -> None:
         "avx512": lambda: measure_limited(args),
         "compress": lambda: measure_compress(args, codec, pictures),
         "server": lambda: measure_server(args, pictures),
+        "cotam": lambda: measure_cotam(args, codec),
         "start": lambda: start_seconds(repeats=5),
         "size": lambda: measure_size(args, codec),
     }
