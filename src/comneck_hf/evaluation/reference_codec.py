@@ -10,8 +10,9 @@ import torch
 from tqdm.auto import tqdm, trange
 
 from ..models.elic.configuration_elic import ElicConfig
+from ..models.elic.float_elic import code_float, quantize_hyper
 from ..models.elic.modeling_elic import ElicModel
-from ..models.entropy_models import SCALE_BOUND, additive_noise, straight_through_round
+from ..models.entropy_models import SCALE_BOUND
 from ..training.augmentation import random_crops
 from ..training.initialization import init_transforms_from_images
 from .pictures import load_pictures
@@ -104,12 +105,9 @@ def _train_entropy_networks(codec: ElicModel, latents: torch.Tensor, steps: int)
     for step in progress:
         window = _windows(latents)
         z = codec.h_a(window)
-        if step < steps * 2 // 3:
-            quantization, z_hat = "noise", additive_noise(z)
-        else:
-            medians = codec.entropy_bottleneck.medians.detach()[:, None, None]
-            quantization, z_hat = "ste", straight_through_round(z - medians) + medians
-        _, likelihood = codec._code_float(window, codec.h_s(z_hat), quantization)
+        quantization = "noise" if step < steps * 2 // 3 else "ste"
+        z_hat = quantize_hyper(z, codec.entropy_bottleneck.medians.detach(), quantization)
+        _, likelihood = code_float(codec, window, codec.h_s(z_hat), quantization)
         bits = -likelihood.log2().sum() - codec.entropy_bottleneck.likelihood(z_hat).log2().sum()
         loss = bits / pixels
         (loss + codec.aux_loss()).backward()
