@@ -24,7 +24,7 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-from comneck_hf import pretrained
+from comneck_hf import CotamModel, pretrained
 
 
 WORDS = [
@@ -58,6 +58,15 @@ def clip():
 @pytest.fixture
 def comneck():
     return AutoModel.from_pretrained(pretrained("comneck-tiny-d1-q2")).eval()
+
+
+@pytest.fixture
+def cotam(comneck, clip):
+    """The packaged codec and CLIP with an adapter whose gate is open."""
+    torch.manual_seed(0)
+    model = CotamModel.from_codec_and_clip(comneck.codec, clip).eval()
+    model.vision_model.adapter.gate.data.fill_(0.3)
+    return model
 
 
 @pytest.fixture(scope="session")

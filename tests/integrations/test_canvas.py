@@ -24,14 +24,6 @@ def pictures(photos):
 
 
 @pytest.fixture
-def cotam(comneck, clip):
-    torch.manual_seed(0)
-    model = CotamModel.from_codec_and_clip(comneck.codec, clip).eval()
-    model.vision_model.adapter.gate.data.fill_(0.3)
-    return model
-
-
-@pytest.fixture
 def models(llava, next_processor, comneck, cotam):
     """A LLaVA-NeXT with either tower, and its processor for canvases."""
 

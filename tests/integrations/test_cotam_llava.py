@@ -18,15 +18,6 @@ from comneck_hf.integrations.coded_llava import CodedLlava
 PROMPTS = ["USER: <image> what is this ? ASSISTANT:", "USER: <image> <image> what ? ASSISTANT:"]
 
 
-@pytest.fixture
-def cotam(comneck, clip):
-    """The packaged codec and CLIP with an adapter whose gate is open."""
-    torch.manual_seed(0)
-    model = CotamModel.from_codec_and_clip(comneck.codec, clip).eval()
-    model.vision_model.adapter.gate.data.fill_(0.3)
-    return model
-
-
 def has_map(bitstream):
     return Bitstream.parse(bitstream, max_pixels=10**6).gain_map is not None
 

@@ -7,7 +7,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from comneck_hf import (
     Bitstream,
     ComNeckProcessor,
-    CotamModel,
     GainMap,
     attach_vision_tower,
     gain_map_from_boxes,
@@ -19,14 +18,6 @@ from comneck_hf import (
 PROMPTS = ["USER: <image> what is this ? ASSISTANT:", "USER: <image> <image> what ? ASSISTANT:", "USER: a cat"]
 IMAGE = 4
 STRIDES = [4, 2, 1]
-
-
-@pytest.fixture
-def cotam(comneck, clip):
-    torch.manual_seed(0)
-    model = CotamModel.from_codec_and_clip(comneck.codec, clip).eval()
-    model.vision_model.adapter.gate.data.fill_(0.3)
-    return model
 
 
 @pytest.fixture
