@@ -190,11 +190,15 @@ def test_the_summary_has_compressais_shape_and_compares_with_the_anchor():
 
 
 def test_curves_that_cannot_be_compared_say_why():
-    columns = {"bytes": column(100), "top1": column(50.0)}
-    points = [Point("t", name, "q1", columns) for name in ("reconstruction", "d1")]
+    points = [
+        Point("t", name, f"q{size}", {"bytes": column(size), "top1": column(50.0)})
+        for name in ("reconstruction", "d1")
+        for size in (100, 200)
+    ]
     found = summarize(points)["t"]["against_reconstruction"]["d1"]
     assert "grow with the rate" in found["top1_bd_rate"]
     assert found["top1_gain"]["difference"] == 0
+    assert set(summarize(points[::2])["t"]["against_reconstruction"]["d1"]) == {"top1_gain"}  # points, no curves
 
 
 def test_a_unet_is_saved_with_the_codec_it_was_trained_for(unet, tmp_path, images):

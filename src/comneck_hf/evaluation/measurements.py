@@ -192,6 +192,8 @@ def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[
         if not all(value in columns for columns in (*anchor, *test)):
             continue
         for name, compare in (("bd_rate", saving), ("gain", gain)):
+            if name == "bd_rate" and min(len(anchor), len(test)) == 1:
+                continue  # of one rate there is no curve
             try:
                 compared[f"{value}_{name}"] = compare(anchor, test, value)
             except (ValueError, ImportError) as error:
