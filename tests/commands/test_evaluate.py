@@ -82,10 +82,16 @@ def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
     assert Image.open(figure).size == (2 * 744, 552)
     code, text = run("plot", output, "-o", figure)
     assert code == 1 and "exists" in text
+    drawn = figure.read_bytes()
     again = tmp_path / "again.json"
     again.write_bytes(output.read_bytes())
     assert run("plot", output, again, "-o", figure, "--force")[0] == 0
-    assert Image.open(figure).size == (4 * 744, 552)  # none replaces another
+    assert figure.read_bytes() == drawn  # the same once
+    d1["psnr-rgb"] = [20.0]
+    again.write_text(json.dumps(results))
+    assert run("plot", output, again, "-o", figure, "--force")[0] == 0
+    assert Image.open(figure).size == (2 * 744, 552)
+    assert figure.read_bytes() != drawn
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,10 @@ def plot(
     rate: Annotated[str, typer.Option("--rate", help="bytes or bpp.")] = "bytes",
     force: ForceOption = False,
 ) -> None:
-    """Draw what `comneck eval` measured: accuracy or quality over the rate, with intervals."""
+    """Draw what `comneck eval` measured: accuracy or quality over the rate, with intervals.
+
+    Files that measured the same task on the same pictures share a panel.
+    """
     from ..evaluation.plots import plot_curves
     from .files import refuse_existing
 
@@ -146,10 +149,20 @@ def plot(
             raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
         for task, found in content["tasks"].items():
             title = f"{task}, {found['pictures']:,} pictures of {found['data']}"
-            title += f" ({file.stem})" if title in panels else ""
-            panels[title] = (found["systems"], value or found["value"])
+            systems, _ = panels.setdefault(title, ([], value or found["value"]))
+            systems += _new_systems(systems, found["systems"], file.stem)
     plot_curves(panels, output, rate=rate)
     typer.echo(str(output))
+
+
+def _new_systems(drawn: list[dict[str, Any]], found: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Systems that are not drawn yet; one that is called as another gets the name of its file, too."""
+    names = {system["name"] for system in drawn}
+    return [
+        {**system, "name": f"{system['name']} ({source})"} if system["name"] in names else system
+        for system in found
+        if system not in drawn
+    ]
 
 
 def _report(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
