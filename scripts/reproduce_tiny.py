@@ -73,7 +73,19 @@ def family(data: Path, output: Path) -> list[Job]:
             )
         behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
         jobs.append(Job(f"post-q{quality}", "train_comneck", "comneck-tiny-post", behind, (f"d1-q{quality}",)))
-    return jobs + any_rate(data, output) + ablations(data, output)
+    return jobs + recipes(data, output) + any_rate(data, output) + ablations(data, output)
+
+
+def recipes(data: Path, output: Path) -> list[Job]:
+    """Necks for the codec of q4 in half the steps of d1, with other schedules and targets."""
+    codec, clip = "codec-q4", output / "clip" / "model"
+    options = {"quality": 4, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
+    options |= {"codec": output / codec / "model", "preset": "cosine", "steps": 3000}
+    targets = {"class-token": ["image_embeds"], "all-tokens": ["image_embeds", "hidden_states[-2]"]}
+    return [
+        Job(f"recipe-{name}", "train_comneck", "comneck-tiny-d1", {**options, "targets": chosen}, ("clip", codec))
+        for name, chosen in targets.items()
+    ]
 
 
 def any_rate(data: Path, output: Path) -> list[Job]:
