@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..models.comneck.image_sources import BITSTREAM_SUFFIX
+
 
 __all__ = [
     "BITSTREAM_SUFFIX",
@@ -19,7 +21,6 @@ __all__ = [
     "to_image",
 ]
 
-BITSTREAM_SUFFIX = ".cnk"
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
 
 
