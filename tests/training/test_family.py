@@ -108,9 +108,10 @@ def test_a_packed_cotam_shares_its_codec(tmp_path):
     assert folder == tmp_path / "comneck-tiny-cotam-q2"
     assert (folder / "own.safetensors").stat().st_size < (alone / "own.safetensors").stat().st_size / 2
     pictures = synthetic_pictures(128, 2)
-    whole, packed = (
-        CotamModel.from_pretrained(path, dtype="float32").eval() for path in (tmp_path / "trained", folder)
-    )
+    whole = CotamModel.from_pretrained(tmp_path / "trained", dtype="float32").eval()
+    packed, loading = CotamModel.from_pretrained(folder, dtype="float32", output_loading_info=True)
+    packed.eval()
+    assert not loading["unexpected_keys"] and not loading["missing_keys"]
     bitstreams = whole.compress(pictures)
     assert packed.compress(pictures) == bitstreams
     latents = packed.decompress(bitstreams)

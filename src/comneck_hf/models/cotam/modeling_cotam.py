@@ -38,6 +38,10 @@ class CotamVisionModel(LatentVisionModel):
 
     config: CotamVisionConfig
     reader = "adapter"
+    _keys_to_ignore_on_load_unexpected = [
+        *LatentVisionModel._keys_to_ignore_on_load_unexpected,
+        r"^(vision_model\.)?neck\.",  # in the file of a ComNeck that has the same codec
+    ]
 
     def __init__(self, config: CotamVisionConfig) -> None:
         PreTrainedModel.__init__(self, config)
