@@ -71,6 +71,10 @@ def family(data: Path, output: Path) -> list[Job]:
             jobs.append(
                 Job(f"{scenario}-q{quality}", "train_comneck", f"comneck-tiny-{scenario}", joint, (f"d1-q{quality}",))
             )
+        for scenario in ("d1", "d2", "d3"):
+            trained = f"{scenario}-q{quality}"
+            more = {**parts, "model": output / trained / "model"}
+            jobs.append(Job(f"all-tokens-{trained}", "train_comneck", "comneck-tiny-all-tokens", more, (trained,)))
         behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
         jobs.append(Job(f"post-q{quality}", "train_comneck", "comneck-tiny-post", behind, (f"d1-q{quality}",)))
     return jobs + recipes(data, output) + any_rate(data, output) + ablations(data, output)

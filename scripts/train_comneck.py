@@ -66,10 +66,13 @@ class ComNeckArguments(TeachingArguments):
 
 
 def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
-    """The model to start from: a trained one, or codec and CLIP with a fresh neck."""
+    """The model to start from: a trained one, or codec and CLIP with a fresh neck.
+
+    A trained model whose codec stays as it is (scenario d1) goes on under its own name.
+    """
     if args.model is not None:
-        model = ComNeckModel.from_pretrained(args.model)
-        if args.scenario != POST_PROCESSING:
+        model = ComNeckModel.from_pretrained(args.model, attn_implementation=args.attn_implementation)
+        if args.scenario in ("d2", "d3"):
             model.config.update({"scenario": args.scenario, "quality": args.quality})
         return model
     return ComNeckModel.from_codec_and_clip(
@@ -144,7 +147,7 @@ def validate(objective: ComNeckObjective, clip: CLIPModel, pictures: ImagePack, 
 
 def main(args: ComNeckArguments) -> None:
     accelerator = prepare_run(args)
-    clip = CLIPModel.from_pretrained(args.clip).to(accelerator.device)
+    clip = CLIPModel.from_pretrained(args.clip, attn_implementation=args.attn_implementation).to(accelerator.device)
     model = build_model(args, clip).to(accelerator.device)
     side = model.config.image_size
     options = {"reading": args.reading, "side": side}

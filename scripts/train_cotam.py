@@ -52,7 +52,7 @@ class CotamArguments(TeachingArguments):
 def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
     """The model to start from: a trained one, or codec and CLIP with a fresh adapter."""
     if args.model is not None:
-        return CotamModel.from_pretrained(args.model)
+        return CotamModel.from_pretrained(args.model, attn_implementation=args.attn_implementation)
     return CotamModel.from_codec_and_clip(
         codec_from_pretrained(args.codec),
         clip,
@@ -122,7 +122,7 @@ def validate(
 
 def main(args: CotamArguments) -> None:
     accelerator = prepare_run(args)
-    clip = CLIPModel.from_pretrained(args.clip).to(accelerator.device)
+    clip = CLIPModel.from_pretrained(args.clip, attn_implementation=args.attn_implementation).to(accelerator.device)
     model = build_model(args, clip).to(accelerator.device).eval()
     options = {"reading": args.reading, "side": model.config.image_size}
     with accelerator.main_process_first():

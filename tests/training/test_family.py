@@ -22,7 +22,7 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
     script = load_script("reproduce_tiny")
     jobs = script.family(tmp_path / "data", tmp_path / "runs")
     names = [job.name for job in jobs]
-    assert len(names) == len(set(names)) == 1 + 5 + 12 + 4 + 2 + 8 + 10
+    assert len(names) == len(set(names)) == 1 + 5 + 2 * 12 + 4 + 2 + 8 + 10
     for number, job in enumerate(jobs):
         assert set(job.needs) <= set(names[:number])
         words = [str(script.CONFIGS / f"{job.config}.yaml"), "--output_dir", "run"]
@@ -33,6 +33,12 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
                 assert value.split("/")[-2] in names[:number]
         if job.script == "train_cotam" or job.name in ("d1-anyrate", "codec-variable"):
             assert args.gain_range == script.GAIN_RANGE and args.quality == script.ANY_RATE
+        elif job.name.startswith("all-tokens"):
+            assert args.scenario == "d1" and job.needs == (job.name.removeprefix("all-tokens-"),)
+            assert (args.targets, args.model) == (
+                ["image_embeds", "hidden_states[-2]"],
+                str(tmp_path / "runs" / job.needs[0] / "model"),
+            )
         elif job.name[:2] in ("d1", "d2", "d3"):
             assert (args.scenario, args.quality) == (job.name[:2], int(job.name[-1]))
 

@@ -14,7 +14,7 @@ from comneck_hf.training.arguments import parse_arguments
 from comneck_hf.training.data import load_sample
 
 from .conftest import WIDTHS
-from .launch import launch, load_script, run_script
+from .launch import SCRIPTS, launch, load_script, run_script
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -174,3 +174,20 @@ def test_the_other_trained_files_go_on_from_a_model(data_folder, codec_folder, c
     assert [stage["name"] for stage in log["stages"]] == ["joint", "finish"]
     model = ComNeckModel.from_pretrained(tmp_path / "d3" / "model")
     assert (model.config.scenario, model.config.quality) == ("d3", 1)
+
+
+def test_a_neck_goes_on_for_all_tokens_and_its_model_stays_what_it_was(
+    data_folder, codec_folder, clip_folder, tmp_path
+):
+    words = comneck_words(data_folder, codec_folder, clip_folder)
+    run_script("train_comneck", *words, "--steps", 5, "--output_dir", tmp_path / "d3", "--scenario", "d3")
+    words = [SCRIPTS.parent / "configs" / "comneck-tiny-all-tokens.yaml", *words, "--model", tmp_path / "d3" / "model"]
+    words += ["--quality", 4, "--coded_variants", 1, "--steps", 4, "--warmup_steps", 0]
+    run_script("train_comneck", *words, "--output_dir", tmp_path / "more")
+    before, after = (ComNeckModel.from_pretrained(tmp_path / name / "model") for name in ("d3", "more"))
+    assert (after.config.scenario, after.config.quality) == ("d3", 2)
+    trained = after.state_dict()
+    changed = {name for name, value in before.state_dict().items() if not torch.equal(value, trained[name])}
+    assert changed and all(name.startswith("vision_model.neck.") for name in changed)
+    log = json.loads((tmp_path / "more" / "log.json").read_text())
+    assert [stage["name"] for stage in log["stages"]] == ["distill"]

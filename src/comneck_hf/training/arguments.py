@@ -58,6 +58,10 @@ class TeachingArguments(RunArguments):
     validation_pictures: int = field(default=500, metadata={"help": "pictures that are coded in a validation"})
     codec: str | None = field(default=None, metadata={"help": "folder or Hub id of the trained codec"})
     clip: str = field(metadata={"help": "folder or Hub id of the CLIP"})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "of the CLIP and what trains behind it; on CPUs without AMX eager is faster in bf16"},
+    )
     quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
     preset: str = field(default="paper", metadata={"help": "paper or official; of necks also cosine"})
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
