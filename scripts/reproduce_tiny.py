@@ -73,7 +73,7 @@ def family(data: Path, output: Path) -> list[Job]:
             )
         for scenario in ("d1", "d2", "d3"):
             trained = f"{scenario}-q{quality}"
-            more = {**parts, "model": output / trained / "model"}
+            more = {**parts, "model": output / trained / "model"} | ({} if scenario == "d1" else {"steps": 1000})
             jobs.append(Job(f"all-tokens-{trained}", "train_comneck", "comneck-tiny-all-tokens", more, (trained,)))
         behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
         jobs.append(Job(f"post-q{quality}", "train_comneck", "comneck-tiny-post", behind, (f"d1-q{quality}",)))

@@ -235,6 +235,11 @@ def test_llava_next_takes_tiles_as_pictures_and_as_latents(llava, next_processor
     features = image_features(model, latents, image_sizes=inputs["image_sizes"])
     with pytest.raises(ValueError, match="needs `image_sizes`"):
         image_features(model, latents)
+    bitstreams = processor.compress(photos)
+    with pytest.raises(ValueError, match="which its processor reads"):
+        image_features(model, bitstreams=bitstreams)
+    received = image_features(model, **processor(images=bitstreams, return_tensors="pt"))
+    assert all(torch.equal(*pair) for pair in zip(received.images, features.images, strict=True))
     with pytest.raises(ValueError, match="its processor is `llava_next_processor"):
         ComNeckProcessor.for_llava(model, processor)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}

@@ -27,6 +27,8 @@ from ..evaluation.file_formats import FILE_FORMATS, find_format
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
 from ..models.codec_vision_config import CodecVisionConfig
+from ..models.compressai.modeling_compressai import CompressaiModel
+from ..models.elic.modeling_elic import ElicModel
 from ..models.unet import PostProcessingUNet
 from ..training.content import content_digest
 from ..training.conversations import NAMING_QUESTIONS, load_questions
@@ -129,7 +131,8 @@ class Parts:
 
     def _latents(self, name: str, gain: float | None) -> Latents:
         curve, folder = _split_name(name)
-        return Latents(load_model(folder, device=self.device, dtype=self.dtype), name=curve or None, gain=gain)
+        model = load_model(folder, device=self.device, dtype=self.dtype)
+        return Latents(model.to(memory_format=torch.channels_last), name=curve or None, gain=gain)
 
     @cached_property
     def _codec_owners(self) -> list[str]:
@@ -151,12 +154,12 @@ class Parts:
         config = self._config(name)
         owner = curve if len(self._codec_owners) > 1 else ""
         owner = owner or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
-        codec = load_codec(folder, device=self.device, dtype=self.dtype)
+        codec = self._load_codec(folder)
         quality = f"q{config.quality}" if config.quality else ""
         return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality, gain=gain)
 
     def _codec(self, folder: str) -> Reconstruction:
-        codec = load_codec(folder, device=self.device, dtype=self.dtype)
+        codec = self._load_codec(folder)
         quality = codec.config.quality
         return Reconstruction(codec, name=codec.config.model_type, quality=f"q{quality}" if quality else "")
 
@@ -168,7 +171,7 @@ class Parts:
         unet = PostProcessingUNet.from_pretrained(folder).eval().to(self.device)
         for name in self.models:
             owner = _split_name(name)[1]
-            codec = load_codec(owner, device=self.device, dtype=self.dtype)
+            codec = self._load_codec(owner)
             if codec.fingerprint == unet.fingerprint:
                 quality = self._config(name).quality
                 return PostProcessing(codec, unet, quality=f"q{quality}" if quality else "")
@@ -176,6 +179,10 @@ class Parts:
             f"The U-Net of {folder} was trained for a codec that none of the models has ({unet.fingerprint}). "
             "Add the model whose codec it was trained with."
         )
+
+    def _load_codec(self, folder: str) -> ElicModel | CompressaiModel:
+        codec = load_codec(folder, device=self.device, dtype=self.dtype)
+        return codec.to(memory_format=torch.channels_last)  # convolutions are faster
 
     def task(self, name: str) -> Task:
         """The task of this name.

@@ -297,19 +297,25 @@ def image_features(
     Args:
         llava: A LLaVA; with a ComNeck tower it takes latents and bitstreams, too.
         pixel_values: Pictures as its processor makes them, or latents of shape `(images, channels, height, width)`.
-        bitstreams: Instead of `pixel_values`.
+        bitstreams: Instead of `pixel_values`; not of LLaVA-NeXT, whose processor makes `pixel_values` of them.
         image_sizes: Of LLaVA-NeXT's pictures, `(images, 2)`.
         pool_strides: Of a model with `region_strides`, `(images, height, width)`, as its processor returns them with
             `pixel_values`. Those of bitstreams follow from their gain maps.
 
     Raises:
-        ValueError: If none or both inputs are given, or the tower has no codec for bitstreams.
+        ValueError: If none or both inputs are given, or the tower has no codec for bitstreams or is LLaVA-NeXT's.
     """
     if (pixel_values is None) == (bitstreams is None):
         raise ValueError("Pass exactly one of `pixel_values` and `bitstreams`.")
     llava = _without_adapters(llava)
     base = llava.base_model
+    is_next = hasattr(llava.config, "image_grid_pinpoints")
     if bitstreams is not None:
+        if is_next:
+            raise ValueError(
+                "LLaVA-NeXT's bitstreams hold several tiles, which its processor reads. Pass "
+                '`**processor(images=bitstreams, return_tensors="pt")` instead.'
+            )
         if not isinstance(llava.config.vision_config, CodecVisionConfig):
             raise ValueError(
                 "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
@@ -320,7 +326,7 @@ def image_features(
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
         pool_strides = _strides_of(bitstreams, llava.config.get_text_config(), grid=tuple(pixel_values.shape[2:]))
-    if image_sizes is None and hasattr(llava.config, "image_grid_pinpoints"):
+    if image_sizes is None and is_next:
         raise ValueError("LLaVA-NeXT needs `image_sizes`, the height and width of each picture before it was cut.")
     options = {"image_sizes": image_sizes, "pool_strides": pool_strides}
     options = {name: value for name, value in options.items() if value is not None}

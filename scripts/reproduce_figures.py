@@ -1,0 +1,137 @@
+"""Measures the comneck-tiny family and its ablations, and draws the figures of results/.
+
+python scripts/reproduce_figures.py --data DATA --jobs 2
+
+The family is that of weights/; the ablations are what scripts/reproduce_tiny.py trained. Measurements that were done
+with the same weights are kept in RUNS/eval, so that the command can be repeated at any time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from comneck_hf import CotamModel
+
+
+ROOT = Path(__file__).parents[1]
+SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
+COMNECK = str(Path(sys.executable).with_name("comneck"))
+COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
+
+
+@dataclass
+class Arguments:
+    """Folders and processes."""
+
+    data: str = field(metadata={"help": "folder with caltech101_144, easy_vqa and kodak"})
+    runs: str = field(default="runs/tiny", metadata={"help": "OUTPUT_DIR of scripts/reproduce_tiny.py"})
+    output: str = field(default="results", metadata={"help": "gets a JSON file and a figure per measurement"})
+    jobs: int = field(default=1, metadata={"help": "measurements at a time, with one thread each"})
+    only: list[str] = field(
+        default_factory=list, metadata={"help": "measure only those whose name starts with one of these"}
+    )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of `comneck eval`: it makes OUTPUT/name.json and OUTPUT/name.png.
+
+    Attributes:
+        name: Of the files.
+        models: As `comneck eval --model` takes them.
+        words: The other words of its command line.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def packed(scenario: str, quality: int) -> str:
+    """A model of the family: in weights/, or in the package."""
+    name = f"comneck-tiny-{scenario}-q{quality}"
+    folder = ROOT / "weights" / name
+    return str(folder) if folder.exists() else name
+
+
+def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
+    """All measurements, those of the paper's figures first."""
+    family = tuple(packed(scenario, quality) for scenario in SCENARIOS for quality in QUALITIES)
+    photographs = ("--data", str(data / "caltech101_144"))
+    thousand = (*photographs, "--pictures", "1000")
+    both = ("--baseline", "original", "--baseline", "reconstruction")
+    zero_shot = ("--task", "zero-shot")
+    llava = ("--llava", "comneck-tiny-llava")
+    questions = ("--task", "questions", *llava, "--questions-data", str(data / "easy_vqa"), "--questions", "800")
+    files = tuple(word for name in ("jpeg", "webp", "avif") for word in ("--baseline", name))
+    distortion = ("--task", "distortion", "--distortion-data", str(data / "kodak"))
+    yield Measurement("rate_accuracy_tiny", family, (*photographs, *zero_shot, *distortion, *both, *files))
+    yield Measurement("mllm_tiny", family, (*thousand, "--task", "naming", *questions, *both))
+    gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
+    cotam = (str(COTAM), f"cotam without map={runs / 'eval' / 'cotam-without-map'}")
+    yield Measurement("cotam_tiny", cotam, (*thousand, *zero_shot, *both, *gains))
+    one_rate = (*thousand, *zero_shot, *both)
+    yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), one_rate)
+    yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), one_rate)
+    yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*one_rate, *questions))
+
+
+LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
+LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
+TARGETS = {
+    "class token": "progressive",
+    "all tokens, last layer": "all-tokens",
+    "all tokens, layer before": "penultimate",
+    "class token, cosine": "cosine",
+}
+
+
+def ablations(runs: Path, names: dict[str, str]) -> tuple[str, ...]:
+    """Necks of scripts/reproduce_tiny.py with labels for the figure."""
+    return tuple(f"{label}={runs / f'ablation-{name}' / 'model'}" for label, name in sorted(names.items()))
+
+
+def save_without_map(folder: Path) -> None:
+    """The packed CoTAM, told not to send its guide's map."""
+    model = CotamModel.from_pretrained(COTAM)
+    model.config.use_guide = False
+    model.save_pretrained(folder)
+
+
+def run(measurement: Measurement, output: Path, runs: Path) -> str:
+    """Measures and draws; returns the measurement's name."""
+    file = output / f"{measurement.name}.json"
+    words = [word for model in measurement.models for word in ("--model", model)]
+    words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval" / measurement.name)]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([COMNECK, "eval", *words, "--quiet"], check=True, env=threads)
+    subprocess.run([COMNECK, "plot", str(file), "--output", str(file.with_suffix(".png")), "--force"], check=True)
+    return measurement.name
+
+
+def main(args: Arguments) -> None:
+    output, runs = Path(args.output), Path(args.runs)
+    chosen = [
+        measurement
+        for measurement in measurements(Path(args.data), runs)
+        if not args.only or measurement.name.startswith(tuple(args.only))
+    ]
+    if any(measurement.name == "cotam_tiny" for measurement in chosen):
+        save_without_map(runs / "eval" / "cotam-without-map")
+    if not args.only or "complexity".startswith(tuple(args.only)):
+        table = subprocess.run([COMNECK, "complexity", "--json"], check=True, capture_output=True, text=True).stdout
+        (output / "complexity.json").write_text(json.dumps(json.loads(table), indent=1) + "\n", encoding="utf-8")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for name in pool.map(lambda measurement: run(measurement, output, runs), chosen):
+            print(f"{name}: {output / name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())

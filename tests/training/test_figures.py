@@ -1,0 +1,64 @@
+"""The command that measures the family and draws the figures."""
+
+import json
+from pathlib import Path
+
+import typer
+from PIL import Image
+from transformers import CLIPModel
+
+import comneck_hf
+from comneck_hf.cli import app
+from comneck_hf.models.cotam.modeling_cotam import CotamModel
+from comneck_hf.models.elic.modeling_elic import ElicModel
+
+from .launch import load_script
+
+
+def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_path):
+    script = load_script("reproduce_figures")
+    trained = {job.name for job in load_script("reproduce_tiny").family(tmp_path, tmp_path)}
+    command = typer.main.get_command(app).commands["eval"]
+    names = []
+    for measurement in script.measurements(tmp_path / "data", tmp_path):
+        words = [word for model in measurement.models for word in ("--model", model)]
+        options = command.make_context("eval", [*words, *measurement.words]).params
+        assert options["model"] == list(measurement.models) and options["task"]
+        for folder in (Path(model.rpartition("=")[2]) for model in measurement.models):
+            if folder.is_relative_to(tmp_path):
+                assert folder.parent.name in trained or folder == tmp_path / "eval" / "cotam-without-map"
+            else:
+                assert (folder / "config.json").exists() or str(folder) == "comneck-tiny-d1-q2"
+        names.append(measurement.name)
+    assert len(names) == len(set(names)) and "rate_accuracy_tiny" in names
+
+
+def test_a_measurement_leaves_its_numbers_and_a_figure(data_folder, tmp_path):
+    script = load_script("reproduce_figures")
+    words = ("--data", str(data_folder), "--pictures", "4", "--baseline", "reconstruction")
+    models = ("one=comneck-tiny-d1-q2", "other=comneck-tiny-d1-q2")
+    measurement = script.Measurement("small", models, words)
+    assert script.run(measurement, tmp_path / "results", tmp_path / "runs") == "small"
+    (task,) = json.loads((tmp_path / "results" / "small.json").read_text())["tasks"].values()
+    assert [system["name"] for system in task["systems"]] == ["reconstruction", "one", "other"]
+    with Image.open(tmp_path / "results" / "small.png") as figure:
+        assert min(figure.size) > 200
+    assert list((tmp_path / "runs" / "eval" / "small").iterdir())
+
+
+def test_the_complexity_of_the_paper_is_written(tmp_path):
+    script = load_script("reproduce_figures")
+    script.main(script.Arguments(data=str(tmp_path), output=str(tmp_path), only=["complexity"]))
+    parts = json.loads((tmp_path / "complexity.json").read_text())["parts"]
+    assert parts["U-Net"]["num_params"] == 31_037_763
+
+
+def test_the_cotam_without_map_codes_alike_but_without_it(tmp_path, monkeypatch):
+    script = load_script("reproduce_figures")
+    codec = ElicModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2"))
+    clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
+    CotamModel.from_codec_and_clip(codec, clip, quality=2).save_pretrained(tmp_path / "with")
+    monkeypatch.setattr(script, "COTAM", tmp_path / "with")
+    script.save_without_map(tmp_path / "without")
+    assert CotamModel.from_pretrained(tmp_path / "with").config.use_guide
+    assert not CotamModel.from_pretrained(tmp_path / "without").config.use_guide
