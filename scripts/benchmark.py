@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import center_crop
 from transformers import HfArgumentParser
 
 from comneck_hf import ComNeckConfig, CotamConfig, CotamModel
+from comneck_hf.commands.loading import resolve_model
 from comneck_hf.evaluation.benchmark import coder_speed, compress_speed, decompress_speed, start_seconds
 from comneck_hf.evaluation.compressai_reference import CompressAICodec, to_compressai
 from comneck_hf.evaluation.cotam_speed import cotam_speed
@@ -27,6 +28,7 @@ from comneck_hf.evaluation.reference_codec import TRAINING_PICTURES, load_refere
 from comneck_hf.evaluation.server_speed import Form, part_memory, part_speed, server_speed
 from comneck_hf.evaluation.size import summarize_sizes
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 
 
 NO_AMX = "not measured: this CPU has no AMX"
@@ -39,7 +41,7 @@ class Arguments:
     pictures: str = field(metadata={"help": "imagenet_sample_256; its first pictures train the reference codec"})
     kodak: str = field(metadata={"help": "folder with the Kodak pictures"})
     codec: str = field(default="runs/reference-codec", metadata={"help": "full-width codec, trained when missing"})
-    tiny_codec: str = field(default="runs/tiny/d1-q2/model", metadata={"help": "trained model, with float networks"})
+    tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "trained model"})
     size_pictures: int = field(default=200, metadata={"help": "pictures of 256x256 whose sizes are taken"})
     repeats: int = 15
     compile: bool = field(default=False, metadata={"help": "also measure compiled networks (minutes more)"})
@@ -119,7 +121,8 @@ def measure_cotam(args: Arguments, codec: ElicModel) -> dict[str, Any]:
 def measure_size(args: Arguments, codec: ElicModel) -> dict[str, Any]:
     squares = load_pictures(args.pictures, start=TRAINING_PICTURES, stop=TRAINING_PICTURES + args.size_pictures)
     sets = {"kodak": load_picture_folder(args.kodak), "imagenet_sample_256": list(squares)}
-    codecs = {"full_width": codec, "tiny": ElicModel.from_pretrained(args.tiny_codec).eval()}
+    tiny_codec = ElicModel.from_pretrained(resolve_model(args.tiny_codec)).eval()
+    codecs = {"full_width": codec, "tiny": restore_entropy_networks(tiny_codec)}
     return {
         name: {pictures: summarize_sizes(model, sets[pictures]) for pictures in sets} for name, model in codecs.items()
     }

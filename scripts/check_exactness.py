@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
+from comneck_hf.commands.loading import resolve_model
 from comneck_hf.evaluation.exactness import REFERENCE, all_settings, for_compressai
 from comneck_hf.evaluation.exactness_runs import check_exactness
 from comneck_hf.evaluation.machine import describe_machine
@@ -32,7 +33,7 @@ class Arguments:
     )
     tiny_pictures: str = field(metadata={"help": "caltech101_144, for the tiny codec"})
     codec: str = field(default="runs/reference-codec", metadata={"help": "full-width codec, trained when missing"})
-    tiny_codec: str = field(default="runs/tiny/d1-q2/model", metadata={"help": "trained model, with float networks"})
+    tiny_codec: str = field(default="comneck-tiny-d1-q2", metadata={"help": "trained model"})
     count: int = field(default=240, metadata={"help": "pictures for the full-width codec"})
     tiny_count: int = field(default=1008, metadata={"help": "pictures for the tiny codec"})
     compressai_count: int = field(default=96, metadata={"help": "pictures for CompressAI at each size"})
@@ -50,7 +51,10 @@ def pictures_128(path: str, *, split: str, start: int, count: int) -> torch.Tens
 def main(args: Arguments) -> None:
     load_reference_codec(args.codec, args.pictures)
     cases = {
-        "tiny": (args.tiny_codec, pictures_128(args.tiny_pictures, split="train", start=0, count=args.tiny_count)),
+        "tiny": (
+            resolve_model(args.tiny_codec),
+            pictures_128(args.tiny_pictures, split="train", start=0, count=args.tiny_count),
+        ),
         "full_width": (
             args.codec,
             pictures_128(args.pictures, split="train", start=TRAINING_PICTURES, count=args.count),

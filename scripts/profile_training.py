@@ -5,6 +5,7 @@ python scripts/profile_training.py --data DATA/caltech101_144 --shapes_data DATA
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +13,12 @@ from torch.utils.data import Dataset
 from transformers import CLIPModel, HfArgumentParser
 
 import comneck_hf
+from comneck_hf.commands.loading import resolve_model
 from comneck_hf.evaluation.machine import describe_machine
 from comneck_hf.evaluation.training_speed import full_size_gigaflops, step_times
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 from comneck_hf.training.arguments import RunArguments
 from comneck_hf.training.augmentation import Augmentation
 from comneck_hf.training.clip_objective import BalancedPictures, ClipObjective, clip_stages
@@ -34,7 +38,7 @@ class Arguments:
 
     data: str = field(metadata={"help": "caltech101_144"})
     shapes_data: str = field(metadata={"help": "easy_vqa"})
-    model: str = field(default="runs/tiny/d1-q2/model", metadata={"help": "trained model, with float networks"})
+    model: str = field(default="comneck-tiny-d1-q2", metadata={"help": "trained model"})
     clip: str = field(default="comneck-tiny-clip", metadata={"help": "packaged CLIP"})
     steps: int = 10
     cache_dir: str = field(default="runs/profile", metadata={"help": "keeps one coded pass over some pictures"})
@@ -53,7 +57,7 @@ def profile_clip(args: Arguments, run: RunArguments) -> Times:
 
 def profile_codec(args: Arguments, run: RunArguments, *, reading: str) -> Times:
     """The last stage of a codec, on windows of 128 pixels."""
-    codec = ComNeckModel.from_pretrained(args.model).codec
+    codec = restore_entropy_networks(ElicModel.from_pretrained(resolve_model(args.model)))
     objective = CodecObjective(codec, codec_stages(codec.config.lmbda), torch.zeros(1))
     pictures = training_pictures(args.data, Augmentation(128, "window"), reading=reading)
     stage = objective.stages[-1]
@@ -61,10 +65,19 @@ def profile_codec(args: Arguments, run: RunArguments, *, reading: str) -> Times:
     return step_times(objective, picture_loader(pictures, batch_size=8), stage, run, steps=args.steps, parts=parts)
 
 
-def profile_comneck(args: Arguments, run: RunArguments, *, scenario: str, name: str, batch_size: int) -> Times:
+def profile_comneck(
+    args: Arguments,
+    run: RunArguments,
+    *,
+    scenario: str,
+    name: str,
+    batch_size: int,
+    attention: str | None = None,
+) -> Times:
     """One stage of a neck: `"align"`, `"align, coded"` on crops that were coded before, or `"joint"`."""
     clip = CLIPModel.from_pretrained(comneck_hf.pretrained(args.clip)).eval()
-    model = ComNeckModel.from_pretrained(args.model)
+    model = ComNeckModel.from_pretrained(resolve_model(args.model), attn_implementation=attention)
+    model.codec = restore_entropy_networks(model.codec)
     pack, augmentation = load_pack(args.data, "train"), Augmentation(128, jitter=0.3)
     stages = comneck_stages(scenario, PRESETS["paper"], lmbda=0.5)
     weights = torch.randn(len(pack.class_names), model.config.projection_dim)
@@ -96,13 +109,16 @@ def run_codec(model: ComNeckModel, pixel_values: torch.Tensor, stage: Stage) -> 
 def main(args: Arguments) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    run = RunArguments(output_dir="")
+    run, half = RunArguments(output_dir=""), RunArguments(output_dir="", mixed_precision="bf16")
+    coded = partial(profile_comneck, args, scenario="d1", name="align, coded", batch_size=48)
     trainings = {
         "clip at 112 pixels": profile_clip(args, run),
         "codec, pictures in memory": profile_codec(args, run, reading="memory"),
         "codec, pictures decoded when needed": profile_codec(args, run, reading="rows"),
         "d1 align, fresh crops": profile_comneck(args, run, scenario="d1", name="align", batch_size=48),
-        "d1 align, crops coded once": profile_comneck(args, run, scenario="d1", name="align, coded", batch_size=48),
+        "d1 align, crops coded once": coded(run),
+        "d1 align, crops coded once, bf16": coded(half),
+        "d1 align, crops coded once, bf16 and eager attention": coded(half, attention="eager"),
         "d2 joint": profile_comneck(args, run, scenario="d2", name="joint", batch_size=16),
         "d3 joint": profile_comneck(args, run, scenario="d3", name="joint", batch_size=16),
     }

@@ -18,6 +18,7 @@ from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 from comneck_hf.models.tic.configuration_tic import TicConfig
 from comneck_hf.training.arguments import RunArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
@@ -93,7 +94,7 @@ def build_config(args: CodecArguments) -> ElicConfig:
 def build_codec(args: CodecArguments, sample: torch.Tensor) -> ElicModel:
     """The codec to start from: a trained one, or one whose transforms already code the sample."""
     if args.codec is not None:
-        codec = codec_from_pretrained(args.codec)
+        codec = restore_entropy_networks(codec_from_pretrained(args.codec))
         if args.gain_levels:
             codec = add_gain_vectors(codec, levels=args.gain_levels, level_range=args.gain_range)
         codec.config.update({"lmbda": args.lmbda, "quality": args.quality})

@@ -21,6 +21,7 @@ from comneck_hf.evaluation.tasks import ZeroShot
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 from comneck_hf.models.unet import PostProcessingUNet
 from comneck_hf.training.arguments import TeachingArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
@@ -70,13 +71,18 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
 
     A trained model whose codec stays as it is (scenario d1) goes on under its own name.
     """
+    trains_codec = args.scenario in ("d2", "d3")
     if args.model is not None:
         model = ComNeckModel.from_pretrained(args.model, attn_implementation=args.attn_implementation)
-        if args.scenario in ("d2", "d3"):
-            model.config.update({"scenario": args.scenario, "quality": args.quality})
+        if trains_codec:
+            model.codec = restore_entropy_networks(model.codec)
+            model.config.update(
+                {"scenario": args.scenario, "quality": args.quality, "codec_config": model.codec.config}
+            )
         return model
+    codec = codec_from_pretrained(args.codec)
     return ComNeckModel.from_codec_and_clip(
-        codec_from_pretrained(args.codec),
+        restore_entropy_networks(codec) if trains_codec else codec,
         clip,
         scenario=args.scenario,
         quality=args.quality,

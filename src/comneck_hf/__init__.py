@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .models.cotam.regions_cotam import gain_map_from_boxes, gain_map_from_picture
     from .models.elic.configuration_elic import ElicConfig
     from .models.elic.modeling_elic import ElicModel
+    from .models.elic.restoration_elic import restore_entropy_networks
     from .models.llavolta.configuration_llavolta import LlavoltaConfig, LlavoltaNextConfig, LlavoltaTextConfig
     from .models.llavolta.language_llavolta import LlavoltaTextModel
     from .models.llavolta.modeling_llavolta import (
@@ -93,6 +94,7 @@ _MODULES = {
     "llava_next_processor": ".integrations.llava",
     "pool_visual_tokens": ".models.llavolta.modeling_llavolta",
     "quantize_importance": ".models.cotam.importance_cotam",
+    "restore_entropy_networks": ".models.elic.restoration_elic",
 }
 
 
@@ -177,6 +179,7 @@ __all__ = [
     "pool_visual_tokens",
     "pretrained",
     "quantize_importance",
+    "restore_entropy_networks",
 ]
 
 # `comneck --help` must answer within a second, and torch alone takes longer to import: the commands that need models

@@ -176,6 +176,27 @@ def test_the_other_trained_files_go_on_from_a_model(data_folder, codec_folder, c
     assert (model.config.scenario, model.config.quality) == ("d3", 1)
 
 
+@pytest.mark.parametrize("start", ["codec", "model"])
+def test_a_codec_without_float_entropy_networks_trains_jointly(
+    data_folder, codec_folder, clip_folder, tmp_path, start
+):
+    codec = ElicModel.from_pretrained(codec_folder, build_entropy_networks=False)
+    codec.save_pretrained(tmp_path / "light")
+    words = comneck_words(data_folder, tmp_path / "light", clip_folder)
+    if start == "model":
+        run_script("train_comneck", *words, "--steps", 3, "--output_dir", tmp_path / "d1")
+        assert not ElicModel.from_pretrained(tmp_path / "d1" / "model").config.build_entropy_networks
+        words += ["--model", tmp_path / "d1" / "model"]
+    words += ["--scenario", "d2", "--stages", "joint", "--steps", 2, "--output_dir", tmp_path / "d2"]
+    run_script("train_comneck", *words)
+    trained = ElicModel.from_pretrained(tmp_path / "d2" / "model")
+    assert trained.config.build_entropy_networks
+    assert trained.fingerprint != codec.fingerprint
+    ways = ["--steps", 2, "--batch_size", 2, "--crop_size", 64, "--calibration_pictures", 2]
+    run_script("train_codec", *ways, "--data", data_folder, "--codec", tmp_path / "light", "--output_dir", tmp_path)
+    assert ElicModel.from_pretrained(tmp_path / "model").config.build_entropy_networks
+
+
 def test_a_neck_goes_on_for_all_tokens_and_its_model_stays_what_it_was(
     data_folder, codec_folder, clip_folder, tmp_path
 ):

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..models.comneck.processing_comneck import codec_from_pretrained
 from ..models.elic.modeling_elic import ElicModel
+from ..models.elic.restoration_elic import restore_entropy_networks
 from .compressai_reference import CompressAICodec, to_compressai
 from .exactness import ISA_ENVIRONMENT, Comparison, Setting, Share, applied, chunks, compare, encode_share, prepared
 
@@ -98,7 +99,7 @@ def check_exactness(
         save_file({"pictures": part.contiguous()}, folder / f"pictures-{number}.safetensors")
     if system == "compressai":
         # CompressAI derives its tables from floats: they are derived once here, as if they came with a checkpoint
-        save_file(to_compressai(codec_from_pretrained(codec)).state_dict(), folder / "compressai.safetensors")
+        save_file(to_compressai(_load_codec(codec)).state_dict(), folder / "compressai.safetensors")
     for stage, members in (("encode", encoders), ("decode", decoders)):
         whole = Job(stage, system, str(codec), str(folder), {settings.index(s): s for s in members}, numbers)
         _run_all(_divided(whole), processes)
@@ -179,8 +180,13 @@ def _report(folder: Path, settings: list[Setting], encoders: list[int], decoders
 # --- the worker ----------------------------------------------------------------------------------------------------
 
 
+def _load_codec(source: str | Path) -> ElicModel:
+    """With float networks, too, which CompressAI's needs."""
+    return restore_entropy_networks(codec_from_pretrained(source))
+
+
 def _load(job: Job) -> ElicModel | CompressAICodec:
-    codec = codec_from_pretrained(job.codec)
+    codec = _load_codec(job.codec)
     if job.system == "comneck_hf":
         return codec
     model = to_compressai(codec)

@@ -46,7 +46,7 @@ def step_times(
         objective: What is trained; changed.
         loader: Its batches.
         stage: The stage that is measured.
-        args: Of the optimizers.
+        args: Of the optimizers, and `mixed_precision`, no or bf16.
         steps: Counted steps.
         parts: Parts of the forward pass by name, each run once more by itself on every batch, such as the teacher.
 
@@ -62,7 +62,8 @@ def step_times(
     for number in range(steps + 1):
         row: dict[str, float] = {}
         batch = _timed(row, "data", lambda: next(batches))
-        loss, _ = _timed(row, "forward", lambda batch=batch: objective(batch, stage))
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+            loss, _ = _timed(row, "forward", lambda batch=batch: objective(batch, stage))
         _timed(row, "backward", loss.backward)
 
         def update() -> None:
