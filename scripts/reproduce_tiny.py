@@ -132,7 +132,6 @@ def ablations(data: Path, output: Path) -> list[Job]:
         "all-tokens": {"targets": ["image_embeds", "last_hidden_state"]},
         "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"]},
         "cosine": {"preset": "cosine"},
-        "fresh": {"coded_variants": 0},
     }
     return [
         Job(f"ablation-{name}", "train_comneck", "comneck-tiny-ablation", {**options, **change}, ("clip", codec))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset
 from transformers import CLIPModel
 
@@ -123,6 +124,7 @@ def build_objective(
         if args.gains is not None and model.codec.needs_gains:
             raise ValueError("This codec decodes by gain, and post-processing trains at gain 0. Omit `gain_range`.")
         unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.fingerprint)
+        unet.to(memory_format=torch.channels_last)
         stages = choose_stages(post_processing_stages(preset), args.stages)
         return PostProcessingObjective(model.codec, unet, clip, stages, **options)
     stages = comneck_stages(
