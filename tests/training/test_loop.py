@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from comneck_hf.evaluation.rate_accuracy import measure_codec
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
@@ -202,6 +203,12 @@ def test_a_neck_goes_on_for_all_tokens_and_its_model_stays_what_it_was(
 ):
     words = comneck_words(data_folder, codec_folder, clip_folder)
     run_script("train_comneck", *words, "--steps", 5, "--output_dir", tmp_path / "d3", "--scenario", "d3")
+    for parts in ({"build_synthesis": False}, {"build_entropy_networks": False}):  # as they are packed
+        config = AutoConfig.from_pretrained(tmp_path / "d3" / "model")
+        config.codec_config.update(parts)
+        ComNeckModel.from_pretrained(tmp_path / "d3" / "model", config=config).save_pretrained(
+            tmp_path / "d3" / "model"
+        )
     words = [SCRIPTS.parent / "configs" / "comneck-tiny-all-tokens.yaml", *words, "--model", tmp_path / "d3" / "model"]
     words += ["--quality", 4, "--coded_variants", 1, "--steps", 4, "--warmup_steps", 0]
     run_script("train_comneck", *words, "--output_dir", tmp_path / "more")

@@ -36,10 +36,13 @@ def measure_accuracy(
         coding: Options of the model's `compress`, such as `gain`.
 
     Returns:
-        Top-1 and top-5 accuracy in percent for each of the three, mean bytes per picture and bpp.
+        Top-1 and top-5 accuracy in percent for each of the three (not of decoded pictures where the model shows none),
+        mean bytes per picture and bpp.
     """
     size = clip.config.vision_config.image_size
-    hits = {name: torch.zeros(2, dtype=torch.int64) for name in ("original", "decoded", "latents")}
+    shows_pictures = model.config.shows_pictures
+    ways = ("original", "decoded", "latents") if shows_pictures else ("original", "latents")
+    hits = {name: torch.zeros(2, dtype=torch.int64) for name in ways}
     num_bytes = 0
     for first in tqdm(range(0, len(images), batch_size), desc="accuracy"):
         pixel_values = images[first : first + batch_size].float().to(model.device) / 255
@@ -47,12 +50,13 @@ def measure_accuracy(
         bitstreams = model.compress(pixel_values, **coding)
         num_bytes += sum(len(bitstream) for bitstream in bitstreams)
         latents, gains = model.decompress(bitstreams), model.coded_gains(bitstreams)
-        decoded = (model.reconstruct(latents, **gains) * 255).round() / 255
         embeddings = {
             "original": clip.get_image_features(clip_inputs(pixel_values, size)).pooler_output,
-            "decoded": clip.get_image_features(clip_inputs(decoded, size)).pooler_output,
             "latents": model(latents=latents, **gains).image_embeds,
         }
+        if shows_pictures:
+            decoded = (model.reconstruct(latents, **gains) * 255).round() / 255
+            embeddings["decoded"] = clip.get_image_features(clip_inputs(decoded, size)).pooler_output
         for name, embeds in embeddings.items():
             scores = F.normalize(embeds, dim=-1) @ zero_shot_weights.T
             correct = scores.topk(min(5, len(zero_shot_weights))).indices.eq(expected)
