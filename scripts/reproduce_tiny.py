@@ -32,7 +32,9 @@ class Arguments:
     data: str = field(metadata={"help": "folder with caltech101_144, easy_vqa and kodak"})
     output_dir: str = field(default="runs/tiny", metadata={"help": "gets one folder per training"})
     jobs: int = field(default=1, metadata={"help": "trainings at a time, with one thread each"})
-    log_file: str | None = field(default=None, metadata={"help": "gets the logs of all trainings in OUTPUT_DIR"})
+    log_file: str | None = field(
+        default=None, metadata={"help": "gets the logs of all trainings in OUTPUT_DIR, beside those it has"}
+    )
     only: list[str] = field(
         default_factory=list, metadata={"help": "run only jobs whose name starts with one of these"}
     )
@@ -178,13 +180,13 @@ def run_jobs(jobs: list[Job], output: Path, pool: ThreadPoolExecutor) -> Iterato
 
 
 def collect_logs(output: Path, file: Path) -> None:
-    """Writes the logs of all finished trainings into one file, without the folders of this machine."""
-    logs = {}
+    """Adds the logs of all finished trainings to a file, without the folders of this machine."""
+    logs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for path in sorted(output.glob("*/log.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         config = {name: value for name, value in content["config"].items() if os.sep not in str(value)}
         logs[path.parent.name] = {**content, "config": config}
-    lines = [f"{json.dumps(name)}: {json.dumps(log)}" for name, log in logs.items()]
+    lines = [f"{json.dumps(name)}: {json.dumps(log)}" for name, log in sorted(logs.items())]
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

@@ -76,6 +76,9 @@ def test_the_logs_are_collected_without_folders(tmp_path):
     assert list(logs) == ["d1-q1", "d3-q1"]
     assert logs["d1-q1"]["config"] == {"steps": 7, "targets": ["image_embeds"]}
     assert logs["d1-q1"]["log"] == [{"step": 1, "loss": 0.5}]
+    (tmp_path / "d3-q1").rename(tmp_path / "d2-q1")
+    script.main(args)
+    assert list(json.loads((tmp_path / "logs.json").read_text())) == ["d1-q1", "d2-q1", "d3-q1"]
 
 
 def test_packed_models_do_what_the_trained_ones_did(tmp_path):
