@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -60,7 +59,7 @@ def generate_answers(
         max_new_tokens: Longest answer.
     """
     tokenizer, answers = processor.tokenizer, []
-    for first in tqdm(range(0, len(questions), batch_size), desc="answers", leave=False):
+    for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
         images = [features[question.picture] for question in batch]
         inputs = prompt_inputs(processor, [question.text for question in batch], [len(image) for image in images])
