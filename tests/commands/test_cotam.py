@@ -43,6 +43,24 @@ def test_features_and_labels_come_from_both_paths(comneck, cotam_folder, tmp_pat
     comneck("decode", "photo.cnk", "--force", model=cotam_folder)
 
 
+@torch.no_grad()
+def test_pictures_are_coded_as_the_model_does_unless_told_otherwise(comneck, cotam_folder, tmp_path):
+    model = CotamModel.from_pretrained(cotam_folder).eval()
+    picture = prepare(Image.open(photograph(tmp_path / "photo.png")))
+    expected = {
+        (): model.compress(picture)[0],
+        ("--target-bytes", 300): model.compress(picture, target_bytes=300)[0],
+        ("--no-guide",): model.codec.compress(picture)[0],
+        ("--no-guide", "--gain", 1): model.codec.compress(picture, gain=1)[0],
+    }
+    assert len(set(expected.values())) == 4
+    for words, bitstream in expected.items():
+        comneck("encode", "photo.png", "--force", *words, model=cotam_folder)
+        assert (tmp_path / "photo.cnk").read_bytes() == bitstream
+    comneck("encode", "photo.png", "--force", "--roi", "40,30,60,50", model=cotam_folder)
+    assert (tmp_path / "photo.cnk").read_bytes() not in expected.values()
+
+
 def test_a_cotam_is_measured_with_its_guide(comneck, cotam_folder, models, tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     images = [Image.open(photograph(tmp_path / f"{seed}.png", (SIDE, SIDE), seed)) for seed in range(3)]
@@ -87,6 +105,7 @@ def test_a_codec_with_vectors_is_decoded_at_the_gain_of_the_file(comneck, models
     assert torch.allclose(embeds, model(latents=latents, **gains).image_embeds, atol=1e-5)
     comneck("decode", "photo.cnk", "-o", "decoded.png", model=folder)
     decoded = picture_tensor(Image.open(tmp_path / "decoded.png"))
-    right, wrong = (model.reconstruct(latents[:1], gain=gain)[0] for gain in (gains["gain"][0], 0.0))
+    own = model.coded_gains(bitstreams[:1])
+    right, wrong = (model.reconstruct(latents[:1], **{**own, "gain": gain})[0] for gain in (own["gain"], [0.0]))
     assert torch.equal(decoded, (right * 255).round().to(torch.uint8))
     assert (right - wrong).abs().max() > 0.02

@@ -36,7 +36,13 @@ QualityOption = Annotated[
 ]
 TargetBytesOption = Annotated[int | None, typer.Option("--target-bytes", min=1, help="Bytes per file.")]
 TargetBppOption = Annotated[float | None, typer.Option("--target-bpp", help="Bits per pixel.")]
-GuideOption = Annotated[bool, typer.Option("--guide", help="More bits where CLIP's first layers look.")]
+GuideOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--guide/--no-guide",
+        help="More bits where CLIP's first layers look. A CoTAM does so by itself, where no other map is asked for.",
+    ),
+]
 ImportanceOption = Annotated[
     Path | None, typer.Option("--importance", help="More bits by a mask or heat map: a picture, or .npy.")
 ]
@@ -58,7 +64,7 @@ def encode(
     quality: QualityOption = None,
     target_bytes: TargetBytesOption = None,
     target_bpp: TargetBppOption = None,
-    guide: GuideOption = False,
+    guide: GuideOption = None,
     roi: RoiOption = None,
     importance: ImportanceOption = None,
     prompt: PromptOption = None,
@@ -80,27 +86,27 @@ def encode(
     picture; one of --gain, --quality, --target-bytes and --target-bpp sets how many there are.
     """
     from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
-    from .loading import load_codec, load_image_processor
+    from .loading import load_coder, load_image_processor
     from .maps import MapOptions, map_maker, parse_box
     from .streams import check_gains, encode_files
 
     boxes = tuple(parse_box(box) for box in roi or ())
-    options = MapOptions(guide, boxes, importance, prompt, clip=clip, step=map_step, grid=map_grid)
+    options = MapOptions(bool(guide), boxes, importance, prompt, clip=clip, step=map_step, grid=map_grid)
     wanted = {"gain": gain, "quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
     rate = {name: value for name, value in wanted.items() if value is not None}
     if len(rate) > 1:
         raise typer.BadParameter("--gain, --quality, --target-bytes and --target-bpp exclude one another.")
     pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
     where = placement(device, dtype)
-    codec = load_codec(model, **where)
     make_map = map_maker(options, where["device"])
+    coder = load_coder(model, guides=guide is None and make_map is None, **where)
     if rate or make_map is not None:
-        check_gains(codec)
+        check_gains(coder)
     image_processor = load_image_processor(model, crop=not no_crop)
     results = in_batches(
         pairs,
         batch_size,
-        lambda batch: encode_files(codec, image_processor, batch, make_map=make_map, rate=rate),
+        lambda batch: encode_files(coder, image_processor, batch, make_map=make_map, rate=rate),
         quiet,
     )
     report(results, coding_line, quiet, as_json)

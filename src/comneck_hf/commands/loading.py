@@ -17,6 +17,8 @@ from .. import (
     ComNeckImageProcessorPil,
     CompressaiConfig,
     CompressaiModel,
+    CotamConfig,
+    CotamModel,
     ElicConfig,
     ElicModel,
     pretrained,
@@ -28,6 +30,7 @@ from ..models.codec_vision_config import CodecVisionConfig
 
 __all__ = [
     "load_codec",
+    "load_coder",
     "load_image_processor",
     "load_model",
     "load_model_config",
@@ -90,6 +93,26 @@ def load_codec(
     if not isinstance(config, ElicConfig | CompressaiConfig):
         raise ValueError(f"{name!r} has no codec. Give a ComNeck model or a codec.")
     return _load_weights(path, config, dtype).to(device)
+
+
+def load_coder(
+    name: str, *, guides: bool, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> ElicModel | CompressaiModel | CotamModel:
+    """What codes pictures for a model: its codec, or the whole of a CoTAM that sends its guide's maps.
+
+    Args:
+        name: As in `resolve_model`.
+        guides: Whether a CoTAM's guide may do so.
+        device, dtype: Of the model.
+
+    Raises:
+        ValueError: If the model has no codec.
+        OSError: If there is no model.
+    """
+    _, config = _load_config(name)
+    if guides and isinstance(config, CotamConfig) and config.codec_config is not None and config.use_guide:
+        return load_model(name, device=device, dtype=dtype)
+    return load_codec(name, device=device, dtype=dtype)
 
 
 def load_model(

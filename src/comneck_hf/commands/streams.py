@@ -14,6 +14,7 @@ from .. import (
     ComNeckModel,
     ComNeckModelOutput,
     CompressaiModel,
+    CotamModel,
     ElicModel,
 )
 from ..coding.bitstream import TILES_MAGIC
@@ -92,8 +93,9 @@ class LatentsFile:
     error: str | None = None
 
 
-def check_gains(codec: ElicModel | CompressaiModel) -> None:
+def check_gains(coder: ElicModel | CompressaiModel | CotamModel) -> None:
     """Raises `ValueError` if the codec has one rate only and cannot move bits within a picture."""
+    codec = _codec_of(coder)
     if not isinstance(codec, ElicModel):
         raise ValueError(
             f"A {codec.config.model_type!r} codec has no gains: no rate control and no gain maps. Use an ELIC or TIC "
@@ -101,8 +103,12 @@ def check_gains(codec: ElicModel | CompressaiModel) -> None:
         )
 
 
+def _codec_of(coder: ElicModel | CompressaiModel | CotamModel) -> ElicModel | CompressaiModel:
+    return coder.codec if isinstance(coder, CotamModel) else coder
+
+
 def encode_files(
-    codec: ElicModel,
+    coder: ElicModel | CompressaiModel | CotamModel,
     image_processor: ComNeckImageProcessorPil,
     pairs: Sequence[tuple[Path, Path]],
     *,
@@ -112,12 +118,13 @@ def encode_files(
     """Codes pictures together.
 
     Args:
-        codec: The codec.
+        coder: The codec, or a CoTAM that makes gain maps by itself.
         image_processor: Prepares each picture.
         pairs: Picture files and the bitstream files to write; folders are made.
         make_map: Makes the gain map of each picture.
         rate: Options of `compress` that set the rate: `gain`, `quality`, `target_bytes` or `target_bpp`.
     """
+    codec = _codec_of(coder)
     results: dict[Path, FileResult] = {}
     pictures: dict[Path, torch.Tensor] = {}
     maps: dict[Path, GainMap] = {}
@@ -130,7 +137,7 @@ def encode_files(
             pictures[source] = picture.pixel_values
         except (ValueError, OSError) as error:
             results[source] = FileResult(str(source), error=_reason(error))
-    bitstreams = _compress(codec, pictures, maps, rate or {}, results)
+    bitstreams = _compress(coder, pictures, maps, rate or {}, results)
     for source, target in pairs:
         if source in bitstreams:
             results[source] = _write_bitstream(source, target, bitstreams[source], pictures[source])
@@ -138,7 +145,7 @@ def encode_files(
 
 
 def _compress(
-    codec: ElicModel,
+    coder: ElicModel | CompressaiModel | CotamModel,
     pictures: Mapping[Path, torch.Tensor],
     maps: Mapping[Path, GainMap],
     rate: Mapping[str, float],
@@ -149,7 +156,7 @@ def _compress(
         return {}
     options: dict[str, Any] = {**rate, "gain_maps": [maps[source] for source in pictures]} if maps else {**rate}
     try:
-        return dict(zip(pictures, codec.compress(list(pictures.values()), **options), strict=True))
+        return dict(zip(pictures, coder.compress(list(pictures.values()), **options), strict=True))
     except ValueError as error:
         if len(pictures) == 1:
             results[next(iter(pictures))] = FileResult(str(next(iter(pictures))), error=_reason(error))
@@ -157,7 +164,7 @@ def _compress(
     return {
         name: data
         for source, picture in pictures.items()
-        for name, data in _compress(codec, {source: picture}, maps, rate, results).items()
+        for name, data in _compress(coder, {source: picture}, maps, rate, results).items()
     }
 
 
