@@ -70,7 +70,7 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     zero_shot = ("--task", "zero-shot")
     llava = ("--llava", "comneck-tiny-llava")
     questions = ("--task", "questions", *llava, "--questions-data", str(data / "easy_vqa"), "--questions", "800")
-    files = tuple(word for name in ("jpeg", "webp", "avif") for word in ("--baseline", name))
+    files = tuple(word for name in ("jpeg", "webp") for word in ("--baseline", name))
     distortion = ("--task", "distortion", "--distortion-data", str(data / "kodak"))
     yield Measurement("rate_accuracy_tiny", family, (*photographs, *zero_shot, *distortion, *both, *files))
     yield Measurement("mllm_tiny", family, (*thousand, "--task", "naming", *questions, *both))
