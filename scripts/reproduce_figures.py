@@ -2,8 +2,8 @@
 
 python scripts/reproduce_figures.py --data DATA --jobs 2
 
-The family is that of weights/; the ablations are what scripts/reproduce_tiny.py trained. Measurements that were done
-with the same weights are kept in RUNS/eval, so that the command can be repeated at any time.
+The family is that of weights/; the ablations are what scripts/reproduce_tiny.py trained, and left out where it has
+not. Measurements that were done with the same weights are kept in RUNS/eval, so that the command can be repeated.
 """
 
 import json
@@ -125,6 +125,12 @@ def main(args: Arguments) -> None:
     ]
     if any(measurement.name == "cotam_tiny" for measurement in chosen):
         save_without_map(runs / "eval" / "cotam-without-map")
+    for measurement in list(chosen):
+        folders = [Path(model.rpartition("=")[2]) for model in measurement.models]
+        missing = [str(folder) for folder in folders if folder.is_relative_to(runs) and not folder.exists()]
+        if missing:
+            print(f"{measurement.name}: left out, for scripts/reproduce_tiny.py has not trained {', '.join(missing)}")
+            chosen.remove(measurement)
     if not args.only or "complexity".startswith(tuple(args.only)):
         table = subprocess.run([COMNECK, "complexity", "--json"], check=True, capture_output=True, text=True).stdout
         (output / "complexity.json").write_text(json.dumps(json.loads(table), indent=1) + "\n", encoding="utf-8")

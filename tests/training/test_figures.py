@@ -46,6 +46,13 @@ def test_a_measurement_leaves_its_numbers_and_a_figure(data_folder, tmp_path):
     assert list((tmp_path / "runs" / "eval" / "small").iterdir())
 
 
+def test_what_is_not_trained_is_left_out_and_named(tmp_path, capsys):
+    script = load_script("reproduce_figures")
+    script.main(script.Arguments(data=str(tmp_path), output=str(tmp_path), runs=str(tmp_path), only=["ablation_loss"]))
+    assert "ablation_loss_tiny: left out" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_complexity_of_the_paper_is_written(tmp_path):
     script = load_script("reproduce_figures")
     script.main(script.Arguments(data=str(tmp_path), output=str(tmp_path), only=["complexity"]))
