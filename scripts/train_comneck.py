@@ -74,7 +74,7 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
     """
     trains_codec = args.scenario in ("d2", "d3")
     if args.model is not None:
-        model = ComNeckModel.from_pretrained(args.model, attn_implementation=args.attn_implementation)
+        model = ComNeckModel.from_pretrained(args.model)
         if trains_codec:
             model.codec = restore_entropy_networks(model.codec)
             model.config.update(
@@ -157,6 +157,8 @@ def main(args: ComNeckArguments) -> None:
     accelerator = prepare_run(args)
     clip = CLIPModel.from_pretrained(args.clip, attn_implementation=args.attn_implementation).to(accelerator.device)
     model = build_model(args, clip).to(accelerator.device)
+    if args.attn_implementation is not None:
+        model.vision_model.set_attn_implementation(args.attn_implementation)
     side = model.config.image_size
     options = {"reading": args.reading, "side": side}
     with accelerator.main_process_first():

@@ -52,7 +52,7 @@ class CotamArguments(TeachingArguments):
 def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
     """The model to start from: a trained one, or codec and CLIP with a fresh adapter."""
     if args.model is not None:
-        return CotamModel.from_pretrained(args.model, attn_implementation=args.attn_implementation)
+        return CotamModel.from_pretrained(args.model)
     return CotamModel.from_codec_and_clip(
         codec_from_pretrained(args.codec),
         clip,
@@ -124,6 +124,8 @@ def main(args: CotamArguments) -> None:
     accelerator = prepare_run(args)
     clip = CLIPModel.from_pretrained(args.clip, attn_implementation=args.attn_implementation).to(accelerator.device)
     model = build_model(args, clip).to(accelerator.device).eval()
+    if args.attn_implementation is not None:
+        model.vision_model.set_attn_implementation(args.attn_implementation)
     options = {"reading": args.reading, "side": model.config.image_size}
     with accelerator.main_process_first():
         validation = load_sample(args.data, args.validation_split, args.validation_pictures, **options)

@@ -52,7 +52,7 @@ def test_the_folder_is_a_whole_model(converted, model):
     assert len(report.unused) == 3 + 17
     assert {"epoch", "optimizer", "lr_scheduler", "context_prediction.4.mask"} <= report.unused.keys()
     assert all(check.passed for check in report.checks)
-    assert len(report.checks) == 8
+    assert len(report.checks) == 9
 
 
 @torch.no_grad()

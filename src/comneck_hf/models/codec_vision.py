@@ -122,7 +122,7 @@ class CodecVisionModel(PreTrainedModel):
         quality: int | None = None,
         **options: Any,
     ) -> Self:
-        """A model with copies of the codec's and of CLIP's weights and its attention; what reads the latents is fresh.
+        """A model with copies of the codec's and of CLIP's weights; what reads the latents is fresh.
 
         Args:
             codec: A codec with `latent_channels` in its config; `None` for a model that takes latents only.
@@ -148,7 +148,6 @@ class CodecVisionModel(PreTrainedModel):
         missing = model.vision_model.load_state_dict(clip.vision_model.state_dict(), strict=False).missing_keys
         assert all(key.startswith(f"{model.vision_model.reader}.") for key in missing), missing
         model.visual_projection.load_state_dict(clip.visual_projection.state_dict())
-        model.vision_model.set_attn_implementation(clip.config._attn_implementation)
         return model
 
     @torch.no_grad()

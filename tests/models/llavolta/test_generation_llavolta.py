@@ -199,3 +199,13 @@ def test_an_image_that_is_read_in_chunks_is_refused(llava, pixels, way):
         model.generate(ids, *words, **inputs, pixel_values=pixels(1), **options)
     text = torch.arange(1, 30)[None]
     assert model.generate(text, *words, **options).shape == (1, 31)
+
+
+@torch.no_grad()
+def test_a_placeholder_that_the_model_generates_is_a_word(llava, pixels):
+    model = pool_visual_tokens(llava(), pool_layer=2, pool_stride=4)
+    image_token = model.config.image_token_id
+    others = [number for number in range(model.config.text_config.vocab_size) if number != image_token]
+    inputs = {**batch([1, 4, *PICTURE]), "pixel_values": pixels(1)}
+    found = model.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=others)
+    assert found[0, -3:].tolist() == [image_token] * 3

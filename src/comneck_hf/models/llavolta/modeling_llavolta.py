@@ -55,7 +55,8 @@ class _TellsVisualTokens:
                 images = [_offsets(self.config.text_config, len(image)) for image in features.pooler_output]
                 kwargs["pooling_offsets"] = sequence_offsets(visual_tokens, images)
             if past_key_values is not None:
-                _refuse_chunks(past_key_values, visual_tokens)
+                # without features a placeholder is a word that the model generated
+                _refuse_chunks(past_key_values, visual_tokens & (features is not None))
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
