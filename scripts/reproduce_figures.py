@@ -24,6 +24,15 @@ ROOT = Path(__file__).parents[1]
 SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
 COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
+# label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
+LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
+LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
+TARGETS = {
+    "class token": "progressive",
+    "all tokens, last layer": "all-tokens",
+    "all tokens, layer before": "penultimate",
+    "class token, cosine": "cosine",
+}
 
 
 @dataclass
@@ -81,16 +90,6 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), one_rate)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), one_rate)
     yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*one_rate, *questions))
-
-
-LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
-LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
-TARGETS = {
-    "class token": "progressive",
-    "all tokens, last layer": "all-tokens",
-    "all tokens, layer before": "penultimate",
-    "class token, cosine": "cosine",
-}
 
 
 def ablations(runs: Path, names: dict[str, str]) -> tuple[str, ...]:

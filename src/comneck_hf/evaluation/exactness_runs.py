@@ -99,7 +99,7 @@ def check_exactness(
         save_file({"pictures": part.contiguous()}, folder / f"pictures-{number}.safetensors")
     if system == "compressai":
         # CompressAI derives its tables from floats: they are derived once here, as if they came with a checkpoint
-        save_file(to_compressai(_load_codec(codec)).state_dict(), folder / "compressai.safetensors")
+        save_file(to_compressai(_load_whole(codec)).state_dict(), folder / "compressai.safetensors")
     for stage, members in (("encode", encoders), ("decode", decoders)):
         whole = Job(stage, system, str(codec), str(folder), {settings.index(s): s for s in members}, numbers)
         _run_all(_divided(whole), processes)
@@ -180,16 +180,15 @@ def _report(folder: Path, settings: list[Setting], encoders: list[int], decoders
 # --- the worker ----------------------------------------------------------------------------------------------------
 
 
-def _load_codec(source: str | Path) -> ElicModel:
+def _load_whole(source: str | Path) -> ElicModel:
     """With float networks, too, which CompressAI's needs."""
     return restore_entropy_networks(codec_from_pretrained(source))
 
 
 def _load(job: Job) -> ElicModel | CompressAICodec:
-    codec = _load_codec(job.codec)
     if job.system == "comneck_hf":
-        return codec
-    model = to_compressai(codec)
+        return codec_from_pretrained(job.codec)
+    model = to_compressai(_load_whole(job.codec))
     model.load_state_dict(load_file(Path(job.folder) / "compressai.safetensors"))
     return CompressAICodec(model)
 

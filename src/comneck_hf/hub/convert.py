@@ -95,13 +95,7 @@ def convert_checkpoint(
         with _complete_folder(output) as folder:
             parts.save(folder)
             del parts  # at full size, two models at a time would take 4 GB
-            again = AutoModel.from_pretrained(folder).eval()
-            report.checks.append(
-                Check("weights after loading the folder with AutoModel", float(content_digest(again) != weights), 0.0)
-            )
-            # on some processors the sums of floats depend on where their memory begins
-            difference = largest_difference(_outputs(again, samples[:1]), expected)
-            report.checks.append(Check("outputs after loading it", difference, 1e-5))
+            report.checks += _check_folder(folder, samples[:1], weights, expected)
             report.raise_for_failures()
             if pictures is None:
                 report.notes.append("ranges and rate are from drawn pictures; photographs (--pictures) save some rate")
@@ -298,6 +292,18 @@ def _complete_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rename(Path(temporary) / "old")
         part.rename(output)
+
+
+def _check_folder(folder: Path, samples: torch.Tensor, weights: str, expected: torch.Tensor) -> list[Check]:
+    """Compares what a folder holds with the weights' digest and the outputs of the model that was saved there."""
+    model = AutoModel.from_pretrained(folder).eval()
+    differs = float(content_digest(model) != weights)
+    # on some processors the sums of floats depend on where their memory begins
+    difference = largest_difference(_outputs(model, samples), expected)
+    return [
+        Check("weights after loading the folder with AutoModel", differs, 0.0),
+        Check("outputs after loading it", difference, 1e-5),
+    ]
 
 
 @torch.no_grad()
