@@ -25,6 +25,7 @@ SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
 COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
 # label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
+CODECS = {"ELIC": "progressive", "TIC": "tic"}
 LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
 LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
 TARGETS = {
@@ -39,7 +40,7 @@ TARGETS = {
 class Arguments:
     """Folders and processes."""
 
-    data: str = field(metadata={"help": "folder with caltech101_144, easy_vqa and kodak"})
+    data: str = field(metadata={"help": "folder with caltech101_144, coco_eval_256, easy_vqa and kodak"})
     runs: str = field(default="runs/tiny", metadata={"help": "OUTPUT_DIR of scripts/reproduce_tiny.py"})
     output: str = field(default="results", metadata={"help": "gets a JSON file and a figure per measurement"})
     jobs: int = field(default=1, metadata={"help": "measurements at a time, with one thread each"})
@@ -50,17 +51,19 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of `comneck eval`: it makes OUTPUT/name.json and OUTPUT/name.png.
+    """One run of `comneck eval`, or of a script: it makes OUTPUT/name.json and OUTPUT/name.png.
 
     Attributes:
         name: Of the files.
         models: As `comneck eval --model` takes them.
         words: The other words of its command line.
+        script: File in scripts/ that takes `--models` and draws by itself, instead of `comneck eval`.
     """
 
     name: str
     models: tuple[str, ...]
     words: tuple[str, ...]
+    script: str = ""
 
 
 def packed(scenario: str, quality: int) -> str:
@@ -79,10 +82,13 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     zero_shot = ("--task", "zero-shot")
     llava = ("--llava", "comneck-tiny-llava")
     questions = ("--task", "questions", *llava, "--questions-data", str(data / "easy_vqa"), "--questions", "800")
-    files = tuple(word for name in ("jpeg", "webp") for word in ("--baseline", name))
+    files = tuple(word for name in ("jpeg", "webp", "avif", "jxl") for word in ("--baseline", name))
+    cleaned = post_processing(runs)
     distortion = ("--task", "distortion", "--distortion-data", str(data / "kodak"))
-    yield Measurement("rate_accuracy_tiny", family, (*photographs, *zero_shot, *distortion, *both, *files))
-    yield Measurement("mllm_tiny", family, (*thousand, "--task", "naming", *questions, *both))
+    yield Measurement("rate_accuracy_tiny", family, (*photographs, *zero_shot, *distortion, *both, *cleaned, *files))
+    yield Measurement("mllm_tiny", family, (*thousand, "--task", "naming", *questions, *both, *cleaned))
+    few_shot = ("--task", "few-shot", "--task", "few-shot-leaky", *llava)
+    yield Measurement("few_shot_tiny", family, (*photographs, *few_shot, "--episodes", "500", *both))
     gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
     cotam = (str(COTAM), f"cotam without map={runs / 'eval' / 'cotam-without-map'}")
     yield Measurement("cotam_tiny", cotam, (*thousand, *zero_shot, *both, *gains))
@@ -90,11 +96,20 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), one_rate)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), one_rate)
     yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*one_rate, *questions))
+    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), (*one_rate, *distortion))
+    objects = ("--data", str(data / "coco_eval_256"))
+    yield Measurement("token_errors_tiny", ablations(runs, LOSSES), objects, "evaluate_token_errors.py")
 
 
 def ablations(runs: Path, names: dict[str, str]) -> tuple[str, ...]:
     """Necks of scripts/reproduce_tiny.py with labels for the figure."""
     return tuple(f"{label}={runs / f'ablation-{name}' / 'model'}" for label, name in sorted(names.items()))
+
+
+def post_processing(runs: Path) -> tuple[str, ...]:
+    """The U-Nets that were trained behind the codecs of d1; they are not in weights/."""
+    folders = [runs / f"post-q{quality}" / "model" for quality in QUALITIES]
+    return tuple(word for folder in folders if folder.exists() for word in ("--baseline", f"post-processing={folder}"))
 
 
 def save_without_map(folder: Path) -> None:
@@ -106,10 +121,13 @@ def save_without_map(folder: Path) -> None:
 
 def run(measurement: Measurement, output: Path, runs: Path) -> str:
     """Measures and draws; returns the measurement's name."""
-    file = output / f"{measurement.name}.json"
+    file, threads = output / f"{measurement.name}.json", {**os.environ, "OMP_NUM_THREADS": "1"}
+    if measurement.script:
+        script = [sys.executable, str(ROOT / "scripts" / measurement.script), *measurement.words]
+        subprocess.run([*script, "--models", *measurement.models, "--output", str(file)], check=True, env=threads)
+        return measurement.name
     words = [word for model in measurement.models for word in ("--model", model)]
     words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval" / measurement.name)]
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([COMNECK, "eval", *words, "--quiet"], check=True, env=threads)
     subprocess.run([COMNECK, "plot", str(file), "--output", str(file.with_suffix(".png")), "--force"], check=True)
     return measurement.name

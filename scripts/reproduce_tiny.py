@@ -1,4 +1,4 @@
-"""Trains the comneck-tiny family from the data packs: teacher, six codecs, twelve models, CoTAM, ablations.
+"""Trains the comneck-tiny family from the data packs: teacher, seven codecs, twelve models, CoTAM, ablations.
 
 python scripts/reproduce_tiny.py --data DATA --output_dir runs/tiny --jobs 2
 
@@ -122,7 +122,7 @@ def any_rate(data: Path, output: Path) -> list[Job]:
 
 
 def ablations(data: Path, output: Path) -> list[Job]:
-    """Necks for the codec of q2 with fewer steps, each with one thing changed (the paper's figure 6)."""
+    """Necks for the codec of q2 in fewer steps, each with one thing changed, and for a TIC (the paper's figure 6)."""
     codec, clip = "codec-q2", output / "clip" / "model"
     options = {"quality": 2, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
     options["codec"] = output / codec / "model"
@@ -135,10 +135,14 @@ def ablations(data: Path, output: Path) -> list[Job]:
         "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"]},
         "cosine": {"preset": "cosine"},
     }
-    return [
+    jobs = [
         Job(f"ablation-{name}", "train_comneck", "comneck-tiny-ablation", {**options, **change}, ("clip", codec))
         for name, change in changes.items()
     ]
+    other = "codec-tic"
+    jobs.append(Job(other, "train_codec", "comneck-tiny-tic", {"data": options["data"]}))
+    options["codec"] = output / other / "model"
+    return [*jobs, Job("ablation-tic", "train_comneck", "comneck-tiny-ablation", options, ("clip", other))]
 
 
 def option_words(options: dict[str, object]) -> list[str]:

@@ -1,8 +1,12 @@
 """Tiny real models shared by the tests."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List, Value
 
+from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
@@ -50,3 +54,21 @@ def vector_codec(tiny_codec: ElicModel) -> ElicModel:
         for transform in (codec.g_a, codec.g_s):
             transform.log_vectors.normal_(std=0.15)
     return codec
+
+
+@pytest.fixture(scope="session")
+def object_pack(tmp_path_factory) -> Path:
+    """Three pictures of 256x160 pixels that were 512x320: a box at the left of the middle, one outside it, none."""
+    folder = tmp_path_factory.mktemp("objects")
+    pictures = (synthetic_pictures(256, 3)[:, :, :160] * 255).round().to(torch.uint8)
+    boxes = [[[96.0, 0.0, 160.0, 320.0]], [[0.0, 0.0, 90.0, 320.0]], []]
+    rows = {
+        "image": [tensor_picture(picture) for picture in pictures],
+        "objects": [[{"bbox": box} for box in chosen] for chosen in boxes],
+        "orig_width": [512] * 3,
+        "orig_height": [320] * 3,
+    }
+    features = {"image": Image(), "objects": List({"bbox": List(Value("float32"))})}
+    features |= {"orig_width": Value("int32"), "orig_height": Value("int32")}
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(folder / "train.parquet")
+    return folder

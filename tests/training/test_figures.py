@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 import typer
 from PIL import Image
-from transformers import CLIPModel
+from transformers import CLIPModel, HfArgumentParser
 
 import comneck_hf
 from comneck_hf.cli import app
+from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 
@@ -21,9 +24,13 @@ def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_pat
     command = typer.main.get_command(app).commands["eval"]
     names = []
     for measurement in script.measurements(tmp_path / "data", tmp_path):
-        words = [word for model in measurement.models for word in ("--model", model)]
-        options = command.make_context("eval", [*words, *measurement.words]).params
-        assert options["model"] == list(measurement.models) and options["task"]
+        if measurement.script:
+            parsed = HfArgumentParser(load_script(Path(measurement.script).stem).Arguments)
+            parsed.parse_args_into_dataclasses(["--models", *measurement.models, *measurement.words])
+        else:
+            words = [word for model in measurement.models for word in ("--model", model)]
+            options = command.make_context("eval", [*words, *measurement.words]).params
+            assert options["model"] == list(measurement.models) and options["task"]
         for folder in (Path(model.rpartition("=")[2]) for model in measurement.models):
             if folder.is_relative_to(tmp_path):
                 assert folder.parent.name in trained or folder == tmp_path / "eval" / "cotam-without-map"
@@ -44,6 +51,15 @@ def test_a_measurement_leaves_its_numbers_and_a_figure(data_folder, tmp_path):
     with Image.open(tmp_path / "results" / "small.png") as figure:
         assert min(figure.size) > 200
     assert list((tmp_path / "runs" / "eval" / "small").iterdir())
+
+
+def test_post_processing_is_measured_where_it_is_trained(tmp_path):
+    script = load_script("reproduce_figures")
+    (tmp_path / "post-q3" / "model").mkdir(parents=True)
+    for measurement in script.measurements(tmp_path / "data", tmp_path):
+        named = [word for word in measurement.words if word.startswith("post-processing=")]
+        expected = [f"post-processing={tmp_path / 'post-q3' / 'model'}"]
+        assert named == (expected if measurement.name in ("rate_accuracy_tiny", "mllm_tiny") else [])
 
 
 def test_what_is_not_trained_is_left_out_and_named(tmp_path, capsys):
@@ -69,3 +85,23 @@ def test_the_cotam_without_map_codes_alike_but_without_it(tmp_path, monkeypatch)
     script.save_without_map(tmp_path / "without")
     assert CotamModel.from_pretrained(tmp_path / "with").config.use_guide
     assert not CotamModel.from_pretrained(tmp_path / "without").config.use_guide
+
+
+def test_the_script_compares_necks_for_one_codec(object_pack, tmp_path):
+    script = load_script("evaluate_token_errors")
+    folder, output = comneck_hf.pretrained("comneck-tiny-d1-q2"), tmp_path / "errors.json"
+    script.main(script.Arguments(data=str(object_pack), models=[f"neck={folder}"], output=str(output)))
+    report = json.loads(output.read_text())
+    errors = report["relative_errors"]
+    expected = 10 * np.log10(errors["decoded pictures"]["all"] / errors["neck"]["all"])
+    assert report["reductions"]["neck"]["all"]["decibel"] == pytest.approx(expected)
+    with Image.open(output.with_suffix(".png")) as figure:
+        assert min(figure.size) > 300
+
+
+def test_the_script_refuses_necks_for_different_codecs(tiny_codec, tmp_path):
+    script = load_script("evaluate_token_errors")
+    clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
+    ComNeckModel.from_codec_and_clip(tiny_codec, clip).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another codec"):
+        script.load_systems([f"one={comneck_hf.pretrained('comneck-tiny-d1-q2')}", f"other={tmp_path}"])

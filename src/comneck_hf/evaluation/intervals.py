@@ -36,7 +36,12 @@ def bootstrap_interval(column: np.ndarray, *, resamples: int = 1000, seed: int =
     """
     column = column[:, column[1] > 0]
     totals, counts = (resample(column.shape[1], count=resamples, seed=seed) @ column.T).T
-    low, high = np.percentile(totals / counts, _PERCENTILES)
+    return percentile_interval(totals / counts)
+
+
+def percentile_interval(drawn: np.ndarray | list[float]) -> tuple[float, float]:
+    """95 % interval of numbers that were computed from resampled pictures."""
+    low, high = np.percentile(drawn, _PERCENTILES)
     return float(low), float(high)
 
 
@@ -88,7 +93,7 @@ def _compare(
         except ValueError:
             continue  # of few pictures, the curves of some draws have nothing in common
     share = 100 * len(drawn) / resamples
-    interval = [float(bound) for bound in np.percentile(drawn, _PERCENTILES)] if share >= _COMPARED else None
+    interval = list(percentile_interval(drawn)) if share >= _COMPARED else None
     return {**asdict(found), "interval": interval, "resamples_compared": share}
 
 
@@ -96,4 +101,4 @@ def _curve(points: Sequence[Columns], value: str, weights: np.ndarray | float = 
     return [(mean_of(point["bytes"] * weights), mean_of(point[value] * weights)) for point in points]
 
 
-__all__ = ["Columns", "bootstrap_interval", "gain", "mean_of", "resample", "saving"]
+__all__ = ["Columns", "bootstrap_interval", "gain", "mean_of", "percentile_interval", "resample", "saving"]

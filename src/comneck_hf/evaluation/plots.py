@@ -11,7 +11,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 
-__all__ = ["plot_curves", "plot_speedups", "plot_strides", "save_label_figure", "save_region_figure"]
+__all__ = [
+    "plot_curves",
+    "plot_error_maps",
+    "plot_speedups",
+    "plot_strides",
+    "save_label_figure",
+    "save_region_figure",
+]
 
 _RATE_NAMES = {"bytes": "bytes per picture, whole files", "bpp": "bits per pixel, whole files"}
 _VALUE_NAMES = {
@@ -224,4 +231,49 @@ def save_region_figure(
         detail.imshow(picture.crop(around), interpolation="nearest")
         for axis in (whole, detail):
             axis.set_axis_off()
+    figure.savefig(path)
+
+
+def plot_error_maps(
+    path: str | Path,
+    *,
+    picture: Image.Image,
+    maps: Mapping[str, np.ndarray],
+    bars: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    title: str,
+) -> None:
+    """Draws where systems reduce the errors of CLIP's tokens: maps of one picture, and means over many.
+
+    Args:
+        path: Where to write; the suffix chooses the format.
+        picture: That the maps are of.
+        maps: By system, decibels of the tokens `(rows, columns)`, positive where errors are smaller.
+        bars: By system, what `error_reduction` gives.
+        title: Of the means.
+    """
+    figure = Figure(figsize=(3.0 * (len(maps) + 1), 6.6), dpi=120, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1))
+    first, *others = above.subplots(1, len(maps) + 1)
+    first.imshow(picture)
+    first.set_title("picture", fontsize=9)
+    limit = max(float(np.abs(values).max()) for values in maps.values())
+    for axis, (name, values) in zip(others, maps.items(), strict=True):
+        drawn = axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
+        axis.set_title(name, fontsize=9)
+    for axis in (first, *others):
+        axis.set_axis_off()
+    above.colorbar(drawn, ax=others, label="dB less error", shrink=0.8)
+    axis = below.subplots()
+    places = {"inside": "on objects", "outside": "around them"}
+    for shift, (place, label) in zip((-0.2, 0.2), places.items(), strict=True):
+        values = np.array([found[place]["decibel"] for found in bars.values()])
+        low, high = np.array([found[place]["interval"] for found in bars.values()]).T
+        errors = np.stack([values - low, high - values])
+        axis.bar(np.arange(len(bars)) + shift, values, width=0.38, yerr=errors, capsize=3, label=label)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set_xticks(range(len(bars)), bars)
+    axis.set_ylabel("dB less error than decoded pictures")
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize=8)
     figure.savefig(path)
