@@ -22,7 +22,8 @@ CONFIGS = SCRIPTS.parent / "configs"
 LAMBDAS = {1: 0.00025, 2: 0.0005, 3: 0.001, 4: 0.002}  # of the codecs, on 255^2 * MSE + bits per pixel
 
 ANY_RATE = 3  # the codec that is coded with at every rate
-GAIN_RANGE = [-1.5, 1.0]  # in octaves, as in cotam-tiny.yaml
+TRANSFORM_GAINS = [-1.5, 1.0]  # of a codec that is trained for every rate, in octaves
+NECK_GAINS = [-2.0, 1.0]  # of a neck, as in cotam-tiny.yaml
 
 
 @dataclass
@@ -111,9 +112,10 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         Job(name, "train_cotam", "cotam-tiny", {**options, **change}, ("clip", codec))
         for name, change in changes.items()
     ]
-    neck = {**options, "gain_range": GAIN_RANGE}
+    neck = {**options, "gain_range": NECK_GAINS, "coded_variants": 8}
+    neck |= {"mixed_precision": "bf16", "attn_implementation": "eager"}
     transforms = {name: options[name] for name in ("quality", "data", "codec")}
-    transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": GAIN_RANGE}
+    transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": TRANSFORM_GAINS}
     return [
         *jobs,
         Job("d1-anyrate", "train_comneck", "comneck-tiny-d1", neck, ("clip", codec)),

@@ -32,7 +32,8 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
             if value is not None:
                 assert value.split("/")[-2] in names[:number]
         if job.script == "train_cotam" or job.name in ("d1-anyrate", "codec-variable"):
-            assert args.gain_range == script.GAIN_RANGE and args.quality == script.ANY_RATE
+            gains = script.TRANSFORM_GAINS if job.script == "train_codec" else script.NECK_GAINS
+            assert args.gain_range == gains and args.quality == script.ANY_RATE
         elif job.name.startswith("all-tokens"):
             assert args.scenario == "d1" and job.needs == (job.name.removeprefix("all-tokens-"),)
             assert (args.targets, args.model) == (
