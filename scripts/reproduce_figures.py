@@ -23,7 +23,7 @@ from comneck_hf import CotamModel
 ROOT = Path(__file__).parents[1]
 SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
-COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
+COTAM, WITHOUT_MAP = ROOT / "weights" / "comneck-tiny-cotam-q3", "cotam-without-map"
 # label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
 CODECS = {"ELIC": "progressive", "TIC": "tic"}
 LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
@@ -56,8 +56,8 @@ class Measurement:
     Attributes:
         name: Of the files.
         models: As `comneck eval --model` takes them.
-        words: The other words of its command line.
-        script: File in scripts/ that takes `--models` and draws by itself, instead of `comneck eval`.
+        words: The other words of its command line; of a script all but `--output`.
+        script: File in scripts/ that measures and draws, instead of `comneck eval` and `comneck plot`.
     """
 
     name: str
@@ -90,15 +90,21 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     few_shot = ("--task", "few-shot", "--task", "few-shot-leaky", *llava)
     yield Measurement("few_shot_tiny", family, (*photographs, *few_shot, "--episodes", "500", *both))
     gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
-    cotam = (str(COTAM), f"cotam without map={runs / 'eval' / 'cotam-without-map'}")
+    cotam = (str(COTAM), f"cotam without map={runs / 'eval' / WITHOUT_MAP}")
     yield Measurement("cotam_tiny", cotam, (*thousand, *zero_shot, *both, *gains))
-    one_rate = (*thousand, *zero_shot, *both)
-    yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), one_rate)
-    yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), one_rate)
-    yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*one_rate, *questions))
-    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), (*one_rate, *distortion))
-    objects = ("--data", str(data / "coco_eval_256"))
-    yield Measurement("token_errors_tiny", ablations(runs, LOSSES), objects, "evaluate_token_errors.py")
+    recipe = (*thousand, *zero_shot, *both)
+    yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
+    yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), recipe)
+    yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*recipe, *questions))
+    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), (*recipe, *distortion))
+    losses, objects = ablations(runs, LOSSES), str(data / "coco_eval_256")
+    words = ("--data", objects, "--models", *losses)
+    yield Measurement("token_errors_tiny", losses, words, "evaluate_token_errors.py")
+    one_rate = tuple(f"{name}={packed(name, quality)}" for name in ("d1", "d3") for quality in QUALITIES)
+    any_rate = (f"d1, any rate={runs / 'd1-anyrate' / 'model'}", f"CoTAM without map={runs / 'eval' / WITHOUT_MAP}")
+    words = (*photographs, "--questions_data", str(data / "easy_vqa"), "--one_rate", *one_rate, "--any_rate")
+    words += (*any_rate, "--work_dir", str(runs / "eval" / "any_rate_tiny"))
+    yield Measurement("any_rate_tiny", (*one_rate, *any_rate), words, "evaluate_any_rate.py")
 
 
 def ablations(runs: Path, names: dict[str, str]) -> tuple[str, ...]:
@@ -124,7 +130,7 @@ def run(measurement: Measurement, output: Path, runs: Path) -> str:
     file, threads = output / f"{measurement.name}.json", {**os.environ, "OMP_NUM_THREADS": "1"}
     if measurement.script:
         script = [sys.executable, str(ROOT / "scripts" / measurement.script), *measurement.words]
-        subprocess.run([*script, "--models", *measurement.models, "--output", str(file)], check=True, env=threads)
+        subprocess.run([*script, "--output", str(file)], check=True, env=threads)
         return measurement.name
     words = [word for model in measurement.models for word in ("--model", model)]
     words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval" / measurement.name)]
@@ -140,8 +146,8 @@ def main(args: Arguments) -> None:
         for measurement in measurements(Path(args.data), runs)
         if not args.only or measurement.name.startswith(tuple(args.only))
     ]
-    if any(measurement.name == "cotam_tiny" for measurement in chosen):
-        save_without_map(runs / "eval" / "cotam-without-map")
+    if any(measurement.name in ("cotam_tiny", "any_rate_tiny") for measurement in chosen):
+        save_without_map(runs / "eval" / WITHOUT_MAP)
     for measurement in list(chosen):
         folders = [Path(model.rpartition("=")[2]) for model in measurement.models]
         missing = [str(folder) for folder in folders if folder.is_relative_to(runs) and not folder.exists()]

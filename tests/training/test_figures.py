@@ -1,6 +1,7 @@
 """The command that measures the family and draws the figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,18 @@ def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_pat
     names = []
     for measurement in script.measurements(tmp_path / "data", tmp_path):
         if measurement.script:
-            parsed = HfArgumentParser(load_script(Path(measurement.script).stem).Arguments)
-            parsed.parse_args_into_dataclasses(["--models", *measurement.models, *measurement.words])
+            parser = HfArgumentParser(load_script(Path(measurement.script).stem).Arguments)
+            (options,) = parser.parse_args_into_dataclasses([*measurement.words])
+            assert set(measurement.models) <= {
+                model for value in vars(options).values() if isinstance(value, list) for model in value
+            }
         else:
             words = [word for model in measurement.models for word in ("--model", model)]
             options = command.make_context("eval", [*words, *measurement.words]).params
             assert options["model"] == list(measurement.models) and options["task"]
         for folder in (Path(model.rpartition("=")[2]) for model in measurement.models):
             if folder.is_relative_to(tmp_path):
-                assert folder.parent.name in trained or folder == tmp_path / "eval" / "cotam-without-map"
+                assert folder.parent.name in trained or folder == tmp_path / "eval" / script.WITHOUT_MAP
             else:
                 assert (folder / "config.json").exists() or str(folder) == "comneck-tiny-d1-q2"
         names.append(measurement.name)
@@ -105,3 +109,29 @@ def test_the_script_refuses_necks_for_different_codecs(tiny_codec, tmp_path):
     ComNeckModel.from_codec_and_clip(tiny_codec, clip).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="another codec"):
         script.load_systems([f"one={comneck_hf.pretrained('comneck-tiny-d1-q2')}", f"other={tmp_path}"])
+
+
+def test_one_model_at_every_rate_is_compared_with_models_of_one_rate(data_folder, tmp_path):
+    script, model = load_script("evaluate_any_rate"), "comneck-tiny-d1-q2"
+    args = script.Arguments(
+        data=str(data_folder),
+        one_rate=[f"d1={model}"],
+        any_rate=[f"any={model}"],
+        gains=[-1.0, 0.0],
+        pictures=6,
+        tasks=["zero-shot"],
+        output=str(tmp_path / "any.json"),
+    )
+    script.main(args)
+    found = json.loads((tmp_path / "any.json").read_text())["tasks"]["zero-shot"]
+    systems = {system["name"]: system["results"] for system in found["systems"]}
+    assert list(systems) == ["original", "reconstruction", "reconstruction, one codec", "d1", "any"]
+    assert systems["any"]["bytes"] == systems["reconstruction, one codec"]["bytes"]
+    assert systems["any"]["bytes"][1] == systems["d1"]["bytes"][0] == systems["reconstruction"]["bytes"][0]
+    assert systems["any"]["top1"][1] == systems["d1"]["top1"][0]
+    assert set(found["against_d1"]) == {"reconstruction", "reconstruction, one codec", "any"}
+    assert {"d1", "any"} <= set(found["against_reconstruction, one codec"])
+    with Image.open(tmp_path / "any.png") as figure:
+        assert min(figure.size) > 300
+    with pytest.raises(ValueError, match="NAME=FOLDER"):
+        script.systems(replace(args, any_rate=[model]))
