@@ -23,6 +23,7 @@ LAMBDAS = {1: 0.00025, 2: 0.0005, 3: 0.001, 4: 0.002}  # of the codecs, on 255^2
 
 ANY_RATE = 3  # the codec that is coded with at every rate
 TRANSFORM_GAINS = [-1.5, 1.0]  # of a codec that is trained for every rate, in octaves
+ALL_TOKENS = ["image_embeds", "hidden_states[-2]"]  # what classifiers and LLaVA read
 NECK_GAINS = [-2.0, 1.0]  # of a neck, as in cotam-tiny.yaml
 
 
@@ -88,7 +89,7 @@ def recipes(data: Path, output: Path) -> list[Job]:
     codec, clip = "codec-q4", output / "clip" / "model"
     options = {"quality": 4, "data": data / "caltech101_144", "clip": clip, "cache_dir": output / "cache"}
     options |= {"codec": output / codec / "model", "preset": "cosine", "steps": 3000}
-    targets = {"class-token": ["image_embeds"], "all-tokens": ["image_embeds", "hidden_states[-2]"]}
+    targets = {"class-token": ["image_embeds"], "all-tokens": ALL_TOKENS}
     return [
         Job(f"recipe-{name}", "train_comneck", "comneck-tiny-d1", {**options, "targets": chosen}, ("clip", codec))
         for name, chosen in targets.items()
@@ -113,7 +114,7 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         for name, change in changes.items()
     ]
     neck = {**options, "gain_range": NECK_GAINS, "coded_variants": 8}
-    neck |= {"mixed_precision": "bf16", "attn_implementation": "eager"}
+    neck |= {"mixed_precision": "bf16", "attn_implementation": "eager", "targets": ALL_TOKENS}
     transforms = {name: options[name] for name in ("quality", "data", "codec")}
     transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": TRANSFORM_GAINS}
     return [
@@ -131,10 +132,10 @@ def ablations(data: Path, output: Path) -> list[Job]:
     changes: dict[str, dict[str, object]] = {
         "progressive": {},
         **{f"skip{layers}": {"num_skipped_layers": layers} for layers in (0, 1, 4)},
-        "cross-entropy": {"stages": ["classify"]},
-        "distillation": {"stages": ["distill"]},
+        "cross-entropy": {"preset": "cross-entropy"},
+        "distillation": {"preset": "distillation"},
         "all-tokens": {"targets": ["image_embeds", "last_hidden_state"]},
-        "penultimate": {"targets": ["image_embeds", "hidden_states[-2]"]},
+        "penultimate": {"targets": ALL_TOKENS},
         "cosine": {"preset": "cosine"},
     }
     jobs = [

@@ -37,7 +37,7 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
         elif job.name.startswith("all-tokens"):
             assert args.scenario == "d1" and job.needs == (job.name.removeprefix("all-tokens-"),)
             assert (args.targets, args.model) == (
-                ["image_embeds", "hidden_states[-2]"],
+                script.ALL_TOKENS,
                 str(tmp_path / "runs" / job.needs[0] / "model"),
             )
         elif job.name[:2] in ("d1", "d2", "d3"):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPModel
 from .. import ComNeckImageProcessorPil
 from ..coding.gain_map import GainMap
 from ..models.cotam.guide_cotam import ShallowAttentionGuide
-from ..models.cotam.importance_cotam import quantize_importance
+from ..models.cotam.importance_cotam import padded_window, quantize_importance
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes, gain_map_from_picture
 from ..models.cotam.text_cotam import text_importance
 from ..training.zero_shot import zero_shot_weights
@@ -89,7 +89,7 @@ def prepare_picture(
     """
     pixel_values = image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
     height, width = pixel_values.shape[-2:]
-    padding = (0.0, 0.0, (height + -height % size_divisor) / height, (width + -width % size_divisor) / width)
+    padding = padded_window(height, width, divisor=size_divisor)
     size = (picture.height, picture.width)
     top, left, bottom, right = coded_window(image_processor, size)
     window = (top, left, top + (bottom - top) * padding[2], left + (right - left) * padding[3])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..coding.gain_map import GainMap
+from ..models.cotam.importance_cotam import padded_window
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes
 from ..models.elic.modeling_elic import ElicModel
 from .metrics import bits_per_pixel, psnr, region_psnr
@@ -87,7 +88,7 @@ def region_gains(
         height, width = picture.shape[-2:]
         box = _random_box(source, height, width)
         pixel_values = (picture[None] / 255).to(codec.device)
-        gain_map = _map_of(box, height, width, step)
+        gain_map = _map_of(box, height, width, step, codec.config.size_divisor)
         (plain,) = codec.compress(pixel_values)
         (guided,) = codec.compress(pixel_values, gain_maps=gain_map, target_bytes=len(plain))
         inside = torch.zeros(height, width, dtype=torch.bool)
@@ -103,8 +104,10 @@ def region_gains(
         )
 
 
-def _map_of(box: Box, height: int, width: int, step: int) -> GainMap:
-    return gain_map_from_boxes([box], size=(height, width), grid=(-(-height // 32), -(-width // 32)), step=step)
+def _map_of(box: Box, height: int, width: int, step: int, divisor: int) -> GainMap:
+    window = padded_window(height, width, divisor=divisor)
+    grid = (-(-height // 32), -(-width // 32))
+    return gain_map_from_boxes([box], size=(height, width), grid=grid, step=step, window=window)
 
 
 def _random_box(source: random.Random, height: int, width: int) -> tuple[int, int, int, int]:

@@ -63,7 +63,9 @@ class TeachingArguments(RunArguments):
         metadata={"help": "of the CLIP and what trains behind it; on CPUs without AMX eager is faster in bf16"},
     )
     quality: int = field(default=2, metadata={"help": "operating point, 1 to 4"})
-    preset: str = field(default="paper", metadata={"help": "paper or official; of necks also cosine"})
+    preset: str = field(
+        default="paper", metadata={"help": "paper or official; of necks also cross-entropy, distillation, cosine"}
+    )
     smallest_crop: float = field(default=0.35, metadata={"help": "smallest share of the picture in a random crop"})
     jitter: float = field(default=0.0, metadata={"help": "largest change of brightness, contrast and saturation"})
     coded_variants: int = field(

@@ -40,7 +40,8 @@ class Preset:
     """How the surrogate loss is computed.
 
     Attributes:
-        name: `"paper"`, `"official"`, or `"cosine"`: distillation alone, with a learning rate that falls as a cosine.
+        name: `"paper"`, `"official"`; `"cross-entropy"` and `"distillation"`: one term alone, with the paper's learning
+            rates (its ablation); or `"cosine"`: distillation alone, with a learning rate that falls as a cosine.
         neck: The stages of the neck; those of the papers are progressive.
         normalize_logits: Cross-entropy on cosines times CLIP's temperature, or on raw dot products.
         post_layernorm_repeats: As in `ComNeckVisionConfig`.
@@ -71,6 +72,14 @@ def _progressive(source: str, *, cross_entropy: float, classify: float, distilla
     )
 
 
+def _alone(name: str, weight: float) -> Preset:
+    """One term of the loss, at the learning rates of all."""
+    source, neck, weights = "ComNeck, figure 6", ("neck",), {name.replace("-", "_"): weight}
+    high = Stage("high-rate", source, neck, weights, share=1 / 3)
+    low = Stage("low-rate", source, neck, weights, share=2 / 3, learning_rate=0.1)
+    return Preset(name, (high, low), normalize_logits=True, post_layernorm_repeats=1, distillation_weight=100.0)
+
+
 PRESETS = {
     "paper": Preset(
         "paper",
@@ -87,6 +96,8 @@ PRESETS = {
         post_layernorm_repeats=2,
         distillation_weight=1152.0,
     ),
+    "cross-entropy": _alone("cross-entropy", 1.0),
+    "distillation": _alone("distillation", 100.0),
     "cosine": Preset(
         "cosine",
         (Stage("distill", "no paper", ("neck",), {"distillation": 100.0}, schedule="cosine"),),

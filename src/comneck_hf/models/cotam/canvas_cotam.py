@@ -19,8 +19,10 @@ def canvas_importance(
     Each is divided by its own mean, and the global map, stretched over the canvas, tells tiles apart. For levels,
     `quantize_importance` takes the statistics over the whole canvas:
 
-        importance_map = canvas_importance(guide, pixel_values, tile=336)
+        importance_map = canvas_importance(guide, pixel_values, tile=384)
         gain_maps = quantize_importance(importance_map, grid=canvas_grid((8, 8), rows=2, columns=3))
+
+    For tiles of other sizes than multiples of 64 pixels it takes the codec's padding as `window=padded_window(...)`.
 
     Args:
         guide: Runs once on the whole picture and once on all of its tiles.

@@ -11,6 +11,16 @@ _SMALLEST_SPREAD = 1e-5
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
+def padded_window(height: int, width: int, *, divisor: int) -> tuple[float, float, float, float]:
+    """What part of a picture its latents span, as `window` of `pool_importance`: beyond 1 where the codec pads.
+
+    Args:
+        height, width: Of the picture in pixels.
+        divisor: The codec pads both sides to multiples of this (`config.size_divisor`).
+    """
+    return 0.0, 0.0, (height + -height % divisor) / height, (width + -width % divisor) / width
+
+
 def pool_importance(
     importance_map: torch.Tensor,
     grid: tuple[int, int],
@@ -121,4 +131,4 @@ def gain_maps(gain_index: torch.Tensor, *, levels: int = 3, step: int = 2) -> li
     return [GainMap(rows, step=step, levels=levels) for rows in gain_index.to("cpu", torch.int64).tolist()]
 
 
-__all__ = ["gain_maps", "pool_importance", "quantize_importance"]
+__all__ = ["gain_maps", "padded_window", "pool_importance", "quantize_importance"]

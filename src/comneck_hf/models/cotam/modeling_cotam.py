@@ -21,7 +21,7 @@ from ..image_codec import CodecEncoderOutput
 from .canvas_cotam import canvas_grid, canvas_importance
 from .configuration_cotam import CotamConfig, CotamVisionConfig
 from .guide_cotam import ShallowAttentionGuide
-from .importance_cotam import quantize_importance
+from .importance_cotam import padded_window, quantize_importance
 from .joined_cotam import PICTURE_CHANNELS, split_picture
 
 
@@ -206,7 +206,7 @@ class CotamModel(CodecVisionModel):
     def gain_maps(
         self, pixel_values: torch.Tensor | Sequence[torch.Tensor], *, tile: int | None = None
     ) -> list[GainMap]:
-        """The guide's gain map of every picture.
+        """The guide's gain map of every picture. It spans the picture as the codec pads it.
 
         Args:
             pixel_values: As in `compress`.
@@ -218,13 +218,12 @@ class CotamModel(CodecVisionModel):
         """
         if not isinstance(pixel_values, torch.Tensor):
             return [self.gain_maps(picture[None], tile=tile)[0] for picture in pixel_values]
-        config = self.config
+        config, (height, width) = self.config, pixel_values.shape[-2:]
         grid = tuple(config.guide_grid)
         if tile is None:
             importance_map = self.importance(pixel_values)
         else:
             importance_map = canvas_importance(self.guide, pixel_values, tile=tile)
-            height, width = pixel_values.shape[-2:]
             grid = canvas_grid(grid, rows=height // tile, columns=width // tile)
         return quantize_importance(
             importance_map,
@@ -232,6 +231,7 @@ class CotamModel(CodecVisionModel):
             threshold=config.guide_threshold,
             levels=config.guide_levels,
             step=config.gain_step,
+            window=padded_window(height, width, divisor=self._require_codec().config.size_divisor),
         )
 
     def encode(self, pixel_values: torch.Tensor, *, tile: int | None = None, **options: Any) -> CodecEncoderOutput:
