@@ -3,7 +3,7 @@
 python scripts/reproduce_figures.py --data DATA --jobs 2
 
 The family is that of weights/; the ablations are what scripts/reproduce_tiny.py trained, and left out where it has
-not. Measurements that were done with the same weights are kept in RUNS/eval, so that the command can be repeated.
+not. What `comneck eval` measured with the same weights is kept in RUNS/eval, so that the command can be repeated.
 """
 
 import json

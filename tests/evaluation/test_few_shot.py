@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, CLIPModel
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import comneck_hf
@@ -81,3 +81,21 @@ def test_the_likeliest_label_is_chosen(llava, pictures, is_leaky):
             losses.append(model(input_ids=ids, labels=labels, mm_encoder_outputs={"image": outputs}).loss.item())
         chosen = classes[losses.index(min(losses))]
         assert found[0, number] == 100 * (chosen == episode.labels[WAYS])
+
+
+@torch.no_grad()
+def test_prompts_begin_with_the_start_token_that_the_llava_was_trained_with(pictures):
+    folder = comneck_hf.pretrained("comneck-tiny-llava")
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    episode = Episode((0, 1, 2, 3, 4, 5), ("cup", "chair", "panda", "ant", "lamp", "panda"))
+    task = FewShot(model, processor, (pictures * 255).round().to(torch.uint8), [episode])
+    seen = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: seen.append(inputs["input_ids"][0]), with_kwargs=True
+    )
+    task.score(Original(), Original().receive(task.pictures), range(6))
+    start = processor.tokenizer.bos_token_id
+    assert len(seen) == WAYS
+    for input_ids in seen:
+        assert input_ids[0] == start and (input_ids == start).sum() == 1

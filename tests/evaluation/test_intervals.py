@@ -71,3 +71,15 @@ def test_curves_of_different_pictures_are_refused(curves):
 def test_curves_that_cannot_be_compared_are_refused(curves):
     with pytest.raises(ValueError, match="grow with the rate"):
         saving(curves[0], curves[1][:1], "top1")
+
+
+def test_pictures_that_nobody_asked_about_change_nothing(curves):
+    """Their bytes would count, and a resample of them alone has no accuracy."""
+    expected = {compare: compare(*curves, "top1", resamples=50) for compare in (saving, gain)}
+    unasked = {"bytes": column([9000.0] * 30), "top1": column([0.0] * 30, [0.0] * 30)}
+    padded = [
+        [{name: np.concatenate([point[name], unasked[name]], axis=1) for name in unasked} for point in curve]
+        for curve in curves
+    ]
+    for compare, found in expected.items():
+        assert compare(*padded, "top1", resamples=50) == found

@@ -21,6 +21,7 @@ from comneck_hf.evaluation.pictures import tensor_picture
 from comneck_hf.evaluation.tasks import Distortion, Questions, ZeroShot
 from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
+from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.models.unet import PostProcessingUNet
 from comneck_hf.training.content import content_digest
 from comneck_hf.training.llava import build_llava, llava_processor, train_tokenizer
@@ -227,6 +228,30 @@ def test_settings_without_weights_decide_what_is_kept(model, clip, images, asked
     digests = {before, pooled, content_digest(*task.depends_on())}
     assert len(digests) == 3
     assert content_digest(*Latents(model).depends_on()) != content_digest(*Latents(changed).depends_on())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("has_vectors", [False, True])
+def test_a_cotam_tells_a_llava_what_decoded_pictures_do_before_it_is_trained(
+    has_vectors, asked, images, clip, tiny_codec, vector_codec
+):
+    """It reads the decoded picture beside the latents, and codecs with gain vectors decode by the gain."""
+    codec = vector_codec if has_vectors else tiny_codec
+    cotam = CotamModel.from_codec_and_clip(codec, clip, use_guide=False).eval()
+    task = Questions(*asked[:2], images, asked[2], name="questions")
+    ways = Latents(cotam, gain=-1.0), Reconstruction(codec, gain=-1.0)
+    found, expected = (torch.stack(task.features(way, way.receive(images))) for way in ways)
+    assert (found - expected).abs().max() < 0.05 * expected.std()  # decoded pictures have 8 bits
+    at_other_gain = Reconstruction(codec, gain=1.0)
+    other = torch.stack(task.features(at_other_gain, at_other_gain.receive(images)))
+    assert (other - expected).abs().max() > 0.5 * expected.std()
+
+
+def test_a_machine_that_pauses_does_not_change_the_reported_time():
+    seconds = np.stack([np.array([0.1] * 9 + [300.0]), np.ones(10)])
+    columns = {"bytes": np.stack([np.arange(10.0), np.ones(10)]), "encode_seconds": seconds}
+    (system,) = summarize([Point("zero-shot", "d1", "q1", columns)])["zero-shot"]["systems"]
+    assert system["results"]["encode_seconds"] == [0.1] and system["results"]["bytes"] == [4.5]
 
 
 def test_a_llava_that_has_a_tower_is_refused(model, asked, images):

@@ -48,9 +48,26 @@ def test_distillation_alone_falls_as_a_cosine_before_the_codec_joins():
     assert dict(stages[0].weights) == {"distillation": 100.0}
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "distillation"])
+def test_a_term_alone_has_the_learning_rates_of_the_papers_stages(name):
+    """So that the ablation compares losses and not schedules."""
+    term = name.replace("-", "_")
+    for steps in (3, 300, 2000):
+        expected = [
+            span.stage.learning_rate
+            for span in plan_steps(PRESETS["paper"].neck, steps)
+            for _ in range(span.first, span.end)
+        ]
+        spans = plan_steps(PRESETS[name].neck, steps)
+        assert [span.stage.learning_rate for span in spans for _ in range(span.first, span.end)] == expected
+        assert all(set(span.stage.weights) == {term} for span in spans)
+    paper = {stage.name: stage.weights for stage in PRESETS["paper"].neck}
+    assert PRESETS[name].neck[0].weights[term] == paper["align"][term]
+
+
 def test_unknown_presets_are_refused():
     assert find_preset(PRESETS, "paper") is PRESETS["paper"]
-    with pytest.raises(ValueError, match=r"one of \['cosine', 'official', 'paper'\], got 'papers'"):
+    with pytest.raises(ValueError, match=r"one of \['cosine', .*'paper'\], got 'papers'"):
         find_preset(PRESETS, "papers")
 
 

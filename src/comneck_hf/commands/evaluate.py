@@ -148,7 +148,7 @@ def plot(
         if "tasks" not in content:
             raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
         for task, found in content["tasks"].items():
-            title = f"{task}, {found['pictures']:,} pictures of {found['data']}"
+            title = _title(task, found)
             systems, _ = panels.setdefault(title, ([], value or found["value"]))
             systems += _new_systems(systems, found["systems"], file.stem)
     plot_curves(panels, output, rate=rate)
@@ -157,12 +157,22 @@ def plot(
 
 def _new_systems(drawn: list[dict[str, Any]], found: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
     """Systems that are not drawn yet; one that is called as another gets the name of its file, too."""
-    names = {system["name"] for system in drawn}
+    names, known = {system["name"] for system in drawn}, [_without_times(system) for system in drawn]
     return [
         {**system, "name": f"{system['name']} ({source})"} if system["name"] in names else system
         for system in found
-        if system not in drawn
+        if _without_times(system) not in known
     ]
+
+
+def _without_times(system: dict[str, Any]) -> dict[str, Any]:
+    results = {name: values for name, values in system["results"].items() if not name.endswith("_seconds")}
+    return {**system, "results": results}
+
+
+def _title(task: str, found: dict[str, Any]) -> str:
+    unit = "episodes" if task.startswith("few-shot") else "pictures"
+    return f"{task}, {found['pictures']:,} {unit} of {found['data']}"
 
 
 def _report(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
@@ -179,7 +189,7 @@ def _table(tasks: dict[str, Any]) -> str:
     lines = []
     for task, found in tasks.items():
         value = found["value"]
-        lines += ["", f"{task}, {found['pictures']:,} pictures of {found['data']}"]
+        lines += ["", _title(task, found)]
         lines.append(f"{'':28}{'bytes':>10}{'bpp':>8}{'PSNR':>8}{value:>12}  95 % interval")
         for system in found["systems"]:
             columns = system["results"]

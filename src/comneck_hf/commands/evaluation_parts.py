@@ -135,6 +135,16 @@ class Parts:
         return Latents(model.to(memory_format=torch.channels_last), name=curve or None, gain=gain)
 
     @cached_property
+    def _codecs_of_curves(self) -> dict[str, set[str]]:
+        """Contents of the codecs that decode pictures, by the curves of their models."""
+        curves: dict[str, set[str]] = {}
+        for name in self.models:
+            if self._config(name).shows_pictures:
+                curve, folder = _split_name(name)
+                curves.setdefault(curve, set()).add(content_digest(load_codec(folder)))
+        return curves
+
+    @cached_property
     def _codec_owners(self) -> list[str]:
         """The first model with each of the codecs that decode pictures."""
         owners: dict[str, str] = {}
@@ -152,7 +162,8 @@ class Parts:
     def _reconstruction(self, name: str, gain: float | None) -> Reconstruction:
         curve, folder = _split_name(name)
         config = self._config(name)
-        owner = curve if len(self._codec_owners) > 1 else ""
+        share_codecs = len({frozenset(codecs) for codecs in self._codecs_of_curves.values()}) == 1
+        owner = "" if share_codecs else curve
         owner = owner or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
         codec = self._load_codec(folder)
         quality = f"q{config.quality}" if config.quality else ""
@@ -212,8 +223,11 @@ class Parts:
             ]
             return self.questions_task(pack.images, asked, name=name)
         questions = load_questions(self.questions_data, "test", size=self.side())
-        asked = [Question(number, *turn) for number, turns in enumerate(questions.turns) for turn in turns]
-        return self.questions_task(questions.images, spread(asked, self.questions), name=name)
+        turns = [Question(number, *turn) for number, turns in enumerate(questions.turns) for turn in turns]
+        asked = spread(turns, self.questions)
+        shown = sorted({question.picture for question in asked})  # others would count in the bytes
+        asked = [replace(question, picture=shown.index(question.picture)) for question in asked]
+        return self.questions_task(questions.images[shown], asked, name=name)
 
     def questions_task(
         self, pictures: torch.Tensor, questions: Sequence[Question], *, name: str, max_new_tokens: int = 12
@@ -270,6 +284,7 @@ class Parts:
         facts |= {"models": [name.parent.name if name.name == "model" else name.name for name in names]}
         return facts | {
             "side": self.side(),
+            "resize": self.resize,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import PIL
 import torch
 from torch import nn
 
@@ -16,7 +15,7 @@ from ..models.codec_vision import CodecVisionModel
 from ..models.image_codec import ImageCodec, pad_to_multiple
 from ..models.unet import PostProcessingUNet
 from ..training.content import model_parts
-from .file_formats import encode_picture, find_format, picture_at_bytes
+from .file_formats import encode_picture, encoder_version, find_format, picture_at_bytes
 from .pictures import picture_tensor, tensor_picture
 
 
@@ -114,8 +113,8 @@ class PictureFiles(Baseline):
         self._num_threads = num_threads
 
     def depends_on(self) -> tuple[str | nn.Module, ...]:
-        """Name, point and the encoder's options."""
-        return (*super().depends_on(), repr(find_format(self._file_format)), PIL.__version__)
+        """Name, point, the encoder's options and version."""
+        return (*super().depends_on(), repr(find_format(self._file_format)), encoder_version(self._file_format))
 
     def receive(self, pictures: torch.Tensor) -> Received:
         """Files and what they decode to. Decoding is part of `"encode"`: the encoder's search needs it."""

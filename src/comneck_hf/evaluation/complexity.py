@@ -1,4 +1,4 @@
-"""What the systems cost: parameters and multiply-adds, counted on the meta device, and times measured side by side.
+"""What the systems cost: parameters and multiply-adds, counted on the meta device.
 
 A multiply-add is one of a linear layer, a convolution or a product within attention; nothing else is counted. Counts
 are per pixel of the codec's input.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .baselines import Baseline, Received
 from .intervals import Columns
@@ -85,14 +86,14 @@ class FewShot(LlavaTask):
         self.pictures = pictures[[number for episode in episodes for number in episode.pictures]]
 
     def depends_on(self) -> tuple[str | torch.Tensor | torch.nn.Module, ...]:
-        """Pictures, episodes and LLaVA."""
-        return (self.name, repr((self.episodes, self.is_leaky)), self.pictures, *self.llava_parts())
+        """Pictures, episodes, the form of the prompt and LLaVA."""
+        facts = (self.name, repr((self.episodes, self.is_leaky)), self.prompt(self.episodes[0]))
+        return (*facts, self.pictures, *self.llava_parts())
 
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
         """`accuracy`, counted at the query of each episode."""
-        with received.timed("features"):
-            features = self.features(baseline, received)
+        features = self.features(baseline, received)
         column = np.zeros((2, len(numbers)))
         with received.timed("answers"):
             for first in range(0, len(numbers), self.group_size):
@@ -115,7 +116,7 @@ class FewShot(LlavaTask):
         images = [*features, features[WAYS]] if self.is_leaky else list(features)
         first, *others = self.prompt(episode).split(token)
         text = first + "".join(token * len(image) + other for image, other in zip(images, others, strict=True))
-        start = tokenizer(text, return_tensors="pt").input_ids[0]
+        start = _with_start(tokenizer, tokenizer(text, return_tensors="pt").input_ids[0])
         labels = episode.labels[:WAYS]
         endings = [
             tokenizer(f" {label}", add_special_tokens=False, return_tensors="pt").input_ids[0] for label in labels
@@ -131,6 +132,14 @@ class FewShot(LlavaTask):
         )
         logits = outputs.logits[0, len(start) - 1 : -1].float().log_softmax(-1)
         return logits.gather(1, ending[:, None].to(logits.device)).mean().item()
+
+
+def _with_start(tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor) -> torch.Tensor:
+    """Tokens with the start token in front, which some tokenizers leave to the chat template."""
+    start = tokenizer.bos_token_id
+    if start is None or input_ids[0] == start:
+        return input_ids
+    return torch.cat([input_ids.new_tensor([start]), input_ids])
 
 
 __all__ = ["WAYS", "Episode", "FewShot", "draw_episodes"]

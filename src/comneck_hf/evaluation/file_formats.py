@@ -7,8 +7,10 @@ taken on 8-bit RGB values.
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+import PIL
 from PIL import Image, features
 
 from .metrics import picture_psnr
@@ -84,6 +86,15 @@ def encode_picture(image: Image.Image, *, quality: int, file_format: str = "jpeg
     return CodedPicture(data=buffer.getvalue(), quality=quality, psnr=picture_psnr(decoded, image), image=decoded)
 
 
+def encoder_version(file_format: str) -> str:
+    """Version of what writes a format: Pillow's, and of JPEG XL its plugin's.
+
+    Args:
+        file_format: As in `encode_picture`.
+    """
+    return PIL.__version__ + (f" {version('pillow-jxl-plugin')}" if file_format == "jxl" else "")
+
+
 def find_format(name: str) -> FileFormat:
     """The format of this name, with its encoder at hand.
 
@@ -152,6 +163,7 @@ __all__ = [
     "CodedPicture",
     "FileFormat",
     "encode_picture",
+    "encoder_version",
     "find_format",
     "picture_at_bytes",
     "picture_at_psnr",

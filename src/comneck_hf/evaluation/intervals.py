@@ -53,7 +53,8 @@ def saving(
     Args:
         anchor, test: The points of the curves, with the columns `bytes` and `value`, over the same pictures.
         value: The quantity that grows with the rate.
-        resamples, seed: As in `bootstrap_interval`. The same pictures are drawn for all points.
+        resamples, seed: As in `bootstrap_interval`. The same pictures are drawn for all points; those without a value
+            are left out.
 
     Returns:
         The fields of [`BdRate`], the `interval` of its percentage (`None` where fewer than 90 % of the resamples have
@@ -85,9 +86,13 @@ def _compare(
     sizes = {point["bytes"].shape[1] for point in (*anchor, *test)}
     if len(sizes) != 1:
         raise ValueError(f"Curves are compared over the same pictures, these have {sorted(sizes)} pictures.")
+    asked = np.all([point[value][1] > 0 for point in (*anchor, *test)], axis=0)
+    anchor, test = (
+        [{name: point[name][:, asked] for name in ("bytes", value)} for point in curve] for curve in (anchor, test)
+    )
     found = compare(_curve(anchor, value), _curve(test, value))
     drawn = []
-    for weights in resample(sizes.pop(), count=resamples, seed=seed):
+    for weights in resample(int(asked.sum()), count=resamples, seed=seed):
         try:
             drawn.append(getattr(compare(_curve(anchor, value, weights), _curve(test, value, weights)), number))
         except ValueError:

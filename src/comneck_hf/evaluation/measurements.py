@@ -160,9 +160,9 @@ def summarize(points: Sequence[Point], *, anchor: str = "reconstruction") -> dic
     Returns:
         By task: `pictures` (episodes for few-shot prompts); the `value` that counts; `systems`, each with `name` and
         `results` (one list per quantity, one entry per point in the order of the bytes, `None` where it was not
-        measured); and `against_reconstruction`, or whatever the anchor is, by system: `bd_rate` as `saving` has it
-        and `gain` of accuracy or PSNR, or why there is none. Without such an anchor, `NAME reconstruction` is that of
-        `NAME`.
+        measured; means over the pictures, and medians of `*_seconds`); and `against_reconstruction`, or whatever the
+        anchor is, by system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none.
+        Without such an anchor, `NAME reconstruction` is that of `NAME`.
     """
     tasks = _ordered(points, "task")
     return {task: _summarize_task([point for point in points if point.task == task], anchor) for task in tasks}
@@ -205,11 +205,17 @@ def _results(curve: Sequence[Point]) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {"quality": [point.quality for point in curve]}
     for name in dict.fromkeys(name for point in curve for name in point.columns):
         found = [point.columns.get(name) for point in curve]
-        results[_NAMES.get(name, name)] = [None if column is None else mean_of(column) for column in found]
+        middle = _median_of if name.endswith("_seconds") else mean_of  # a machine may pause
+        results[_NAMES.get(name, name)] = [None if column is None else middle(column) for column in found]
         if name in _WITH_INTERVAL:
             intervals = [None if column is None else list(bootstrap_interval(column)) for column in found]
             results[f"{name}_interval"] = intervals
     return results
+
+
+def _median_of(column: np.ndarray) -> float:
+    totals, counts = column[:, column[1] > 0]
+    return float(np.median(totals / counts))
 
 
 def _ordered(points: Sequence[Point], field: str) -> list[str]:

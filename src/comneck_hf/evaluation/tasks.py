@@ -13,6 +13,7 @@ from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 from ..integrations.llava import attach_vision_tower, image_features
 from ..models.clip_inputs import clip_inputs
 from ..models.codec_vision_config import CodecVisionConfig
+from ..models.cotam.joined_cotam import join_picture
 from ..training.content import model_parts
 from .answers import Question, generate_answers
 from .baselines import Baseline, Received
@@ -127,16 +128,29 @@ class LlavaTask(Task):
 
     def features(self, baseline: Baseline, received: Received) -> list[torch.Tensor]:
         """What the language model reads of pictures that have arrived: `(tokens, hidden_size)` each."""
-        if baseline.comneck is not None:
-            if self._attached is None or self._attached[0] is not baseline:
-                self._attached = None
-                base = self.llava.base_model
-                shared = (base.language_model, self.llava.get_output_embeddings())  # only the tower is exchanged
-                llava = copy.deepcopy(self.llava, {id(part): part for part in shared})
-                self._attached = (baseline, attach_vision_tower(llava, baseline.comneck.vision_model))
-            return image_features(self._attached[1], received.latents).images
-        size = self.llava.config.vision_config.image_size
-        return image_features(self.llava, clip_inputs(received.pixel_values, size)).images
+        comneck, llava = baseline.comneck, self._with_tower(baseline)
+        with received.timed("features"):
+            if comneck is None:
+                size = self.llava.config.vision_config.image_size
+                return image_features(llava, clip_inputs(received.pixel_values, size)).images
+            latents = received.latents
+            if comneck.config.vision_config.reads_pictures:
+                latents = join_picture(latents, comneck.reconstruct(latents, **received.gains))
+            return image_features(llava, latents).images
+
+    def _with_tower(self, baseline: Baseline) -> PreTrainedModel:
+        """The LLaVA, with the baseline's tower where it has one."""
+        if baseline.comneck is None:
+            return self.llava
+        if self._attached is None or self._attached[0] is not baseline:
+            self._attached = None
+            base = self.llava.base_model
+            shared = (base.language_model, self.llava.get_output_embeddings())  # only the tower is exchanged
+            llava = copy.deepcopy(self.llava, {id(part): part for part in shared})
+            reads_pictures = baseline.comneck.config.vision_config.reads_pictures
+            tower = baseline.comneck if reads_pictures else baseline.comneck.vision_model
+            self._attached = (baseline, attach_vision_tower(llava, tower))
+        return self._attached[1]
 
 
 class Questions(LlavaTask):
@@ -173,8 +187,11 @@ class Questions(LlavaTask):
         self.max_new_tokens = max_new_tokens
 
     def depends_on(self) -> tuple[str | torch.Tensor | nn.Module, ...]:
-        """Pictures, questions and LLaVA."""
-        return (self.name, repr(self.questions), f"{self.max_new_tokens}", self.pictures, *self.llava_parts())
+        """Pictures, questions, judge and LLaVA."""
+        facts = (self.name, repr(self.questions), f"{self.max_new_tokens}")
+        if self.judge is not _is_expected:
+            facts += (getattr(self.judge, "__module__", ""), getattr(self.judge, "__qualname__", repr(self.judge)))
+        return (*facts, self.pictures, *self.llava_parts())
 
     @torch.no_grad()
     def score(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> Columns:
@@ -188,8 +205,7 @@ class Questions(LlavaTask):
     @torch.no_grad()
     def answer(self, baseline: Baseline, received: Received, numbers: Sequence[int]) -> list[tuple[Question, str]]:
         """Answers to all questions about the pictures with these numbers."""
-        with received.timed("features"):
-            features = self.features(baseline, received)
+        features = self.features(baseline, received)
         places = {number: place for place, number in enumerate(numbers)}
         asked = [question for number in numbers for question in self._asked.get(number, [])]
         chosen = [Question(places[question.picture], question.text, question.answer) for question in asked]

@@ -40,8 +40,8 @@ class Preset:
     """How the surrogate loss is computed.
 
     Attributes:
-        name: `"paper"`, `"official"`; `"cross-entropy"` and `"distillation"`: one term alone, with the paper's learning
-            rates (its ablation); or `"cosine"`: distillation alone, with a learning rate that falls as a cosine.
+        name: `"paper"`, `"official"`; `"cross-entropy"` and `"distillation"`: one term alone, with the learning rates
+            of the paper's (its ablation); or `"cosine"`: distillation alone, with a rate that falls as a cosine.
         neck: The stages of the neck; those of the papers are progressive.
         normalize_logits: Cross-entropy on cosines times CLIP's temperature, or on raw dot products.
         post_layernorm_repeats: As in `ComNeckVisionConfig`.
