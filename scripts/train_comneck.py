@@ -99,7 +99,10 @@ def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel)
         return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
     variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
     latents = coded_latents(model.codec, variants, args.cache_folder, gains=args.gains)
-    taught = teacher_targets(clip, variants, args.cache_folder, parse_targets(args.targets))
+    repeats = model.config.vision_config.post_layernorm_repeats
+    taught = teacher_targets(
+        clip, variants, args.cache_folder, parse_targets(args.targets), post_layernorm_repeats=repeats
+    )
     return CodedPictures([latents, taught], variants.pack.labels)
 
 
@@ -119,6 +122,7 @@ def build_objective(
         "zero_shot_weights": weights,
         "targets": parse_targets(args.targets),
         "normalize_logits": preset.normalize_logits,
+        "post_layernorm_repeats": model.config.vision_config.post_layernorm_repeats,
     }
     if args.scenario == POST_PROCESSING:
         if args.gains is not None and model.codec.needs_gains:

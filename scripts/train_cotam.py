@@ -50,9 +50,13 @@ class CotamArguments(TeachingArguments):
 
 
 def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
-    """The model to start from: a trained one, or codec and CLIP with a fresh adapter."""
+    """The model to start from: a trained one, or codec and CLIP with a fresh adapter.
+
+    Raises:
+        ValueError: If an option says otherwise than the trained model.
+    """
     if args.model is not None:
-        return CotamModel.from_pretrained(args.model)
+        return _trained_model(args)
     return CotamModel.from_codec_and_clip(
         codec_from_pretrained(args.codec),
         clip,
@@ -62,6 +66,28 @@ def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
         use_reconstruction_prior=args.use_reconstruction_prior,
         post_layernorm_repeats=find_preset(COTAM_PRESETS, args.preset).post_layernorm_repeats,
     )
+
+
+def _trained_model(args: CotamArguments) -> CotamModel:
+    """The model of `--model`; guided as the options say."""
+    model = CotamModel.from_pretrained(args.model)
+    config, vision = model.config, model.config.vision_config
+    if args.codec is not None:
+        raise ValueError(f"{args.model} has a codec; leave out --codec {args.codec}.")
+    if not vision.use_adapter:
+        raise ValueError(f"{args.model} has no adapter that could be trained (`use_adapter=False`).")
+    repeats = find_preset(COTAM_PRESETS, args.preset).post_layernorm_repeats
+    decided = {
+        "use_reconstruction_prior": (args.use_reconstruction_prior, vision.use_reconstruction_prior),
+        "preset": (f"post_layernorm_repeats={repeats}", f"post_layernorm_repeats={vision.post_layernorm_repeats}"),
+    }
+    for name, (wanted, found) in decided.items():
+        if wanted != found:
+            raise ValueError(
+                f"--{name} means {wanted}, but {args.model} was made with {found}. Train without --model."
+            )
+    config.update({"use_guide": args.use_guide, "guide_layers": args.guide_layers})
+    return model
 
 
 def build_objective(args: CotamArguments, model: CotamModel, clip: CLIPModel, sample: ImagePack) -> CotamObjective:
@@ -84,6 +110,7 @@ def build_objective(args: CotamArguments, model: CotamModel, clip: CLIPModel, sa
         gains=gains,
         targets=parse_targets(args.targets) if args.targets else preset.targets,
         weight_low_by_map=preset.weight_low_by_map,
+        post_layernorm_repeats=config.vision_config.post_layernorm_repeats,
         zero_shot_weights=pack_weights(
             clip,
             args.clip,
@@ -103,7 +130,9 @@ def build_pictures(args: CotamArguments, objective: CotamObjective, clip: CLIPMo
         return training_pictures(args.data, augmentation, reading=args.reading, seed=args.seed)
     variants = Variants(load_pack(args.data, "train"), augmentation, args.coded_variants, args.seed)
     inputs = coded_inputs(objective.model, variants, args.cache_folder, objective.gains)
-    return CodedPictures([inputs, teacher_targets(clip, variants, args.cache_folder, objective.targets)], None)
+    repeats = objective.post_layernorm_repeats
+    taught = teacher_targets(clip, variants, args.cache_folder, objective.targets, post_layernorm_repeats=repeats)
+    return CodedPictures([inputs, taught], None)
 
 
 def validate(

@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import CLIPConfig, CLIPModel
 
 from comneck_hf.models.codec_vision import CodecVisionModel
+from comneck_hf.models.compressai.modeling_compressai import CompressaiModel
 from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel
@@ -29,6 +31,8 @@ from comneck_hf.training.latents import CodedPictures, Variants, teacher_targets
 from comneck_hf.training.losses import distillation
 from comneck_hf.training.stages import plan_steps
 from comneck_hf.training.surrogate import teacher_features
+
+from .launch import load_script
 
 
 TARGETS = {"hidden_states[-2]": 1.0, "image_embeds": 1.0}
@@ -116,6 +120,64 @@ def test_after_200_steps_on_64_pictures_the_loss_is_below_that_without_adapter(m
             optimizer.zero_grad()
     after = losses()
     assert after["loss"] < 0.75 * before["loss"] and after["low"] < 0.95 * before["low"], (before, after)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_teacher_is_normalized_as_often_as_the_student(codec_folder, small_clip, repeats):
+    """As in the released code, which does both twice: equal pictures have no distance."""
+    clip = copy.deepcopy(small_clip)
+    torch.manual_seed(2)
+    clip.vision_model.post_layernorm.weight.normal_()
+    clip.vision_model.post_layernorm.bias.normal_()
+    codec = ElicModel.from_pretrained(codec_folder).eval()
+    model = CotamModel.from_codec_and_clip(codec, clip, guide_grid=[4, 4], post_layernorm_repeats=repeats).eval()
+    pictures = synthetic_pictures(64, 2)
+    latents = model.encode(pictures).latents
+    student = model(latents=latents, reconstruction=pictures).image_embeds
+    teacher = {n: new_objective(model, clip, post_layernorm_repeats=n).teach(pictures)["image_embeds"] for n in (1, 2)}
+    assert torch.allclose(student, teacher[repeats], atol=1e-4)
+    assert (student - teacher[3 - repeats]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_under_autocast_crops_are_coded_as_they_will_be(model):
+    """Codec and guide have their own type: what a server reads does not depend on how the adapter is trained."""
+    pictures, crops = synthetic_pictures(64, 4), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            crops.append(code_crops(model, pictures, GAINS, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(crops[0]["latents"], crops[1]["latents"])
+    assert torch.equal(crops[0]["token_weights"], crops[1]["token_weights"])
+
+
+def test_a_codec_of_one_rate_trains_without_gains_and_refuses_them(small_clip):
+    codec = CompressaiModel.from_zoo("bmshj2018-factorized", quality=1, pretrained=False)
+    with pytest.raises(StrictDataclassClassValidationError, match="no gains that a guide could set"):
+        CotamModel.from_codec_and_clip(codec, small_clip)
+    model = CotamModel.from_codec_and_clip(codec, small_clip, use_guide=False).eval()
+    with pytest.raises(ValueError, match="one rate only"):
+        new_objective(model, small_clip, gains=RandomGains(-1.0, 0.0))
+    objective = new_objective(model, small_clip, gains=RandomGains())
+    objective.begin(objective.stages[1])
+    loss, _ = objective({"pixel_values": synthetic_pictures(64, 2)}, objective.stages[1])
+    loss.backward()
+    assert model.vision_model.adapter.gate.grad.abs().sum() > 0
+
+
+def test_a_trained_model_decides_what_options_cannot_change(model, small_clip, tmp_path):
+    model.save_pretrained(tmp_path)
+    script = load_script("train_cotam")
+    options = {"output_dir": "run", "data": "data", "clip": "clip", "model": str(tmp_path)}
+    again = script.build_model(script.CotamArguments(**options, use_guide=False, guide_layers=[1]), small_clip)
+    assert not again.config.use_guide and list(again.config.guide_layers) == [1]
+    for change, message in (
+        ({"use_reconstruction_prior": False}, "use_reconstruction_prior means False"),
+        ({"preset": "official"}, "made with post_layernorm_repeats=1"),
+        ({"codec": "codec"}, "leave out --codec"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            script.build_model(script.CotamArguments(**options, **change), small_clip)
 
 
 def test_the_losses_are_the_papers_formulas(model, small_clip):

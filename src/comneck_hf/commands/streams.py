@@ -96,7 +96,7 @@ class LatentsFile:
 def check_gains(coder: ElicModel | CompressaiModel | CotamModel) -> None:
     """Raises `ValueError` if the codec has one rate only and cannot move bits within a picture."""
     codec = _codec_of(coder)
-    if not isinstance(codec, ElicModel):
+    if not codec.config.has_gains:
         raise ValueError(
             f"A {codec.config.model_type!r} codec has no gains: no rate control and no gain maps. Use an ELIC or TIC "
             "model."

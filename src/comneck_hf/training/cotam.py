@@ -17,7 +17,7 @@ from comneck_hf.training.latents import Features, Variants, kept_features
 from comneck_hf.training.losses import distillation
 from comneck_hf.training.objective import Batch, Terms, weighted_sum
 from comneck_hf.training.stages import Stage
-from comneck_hf.training.surrogate import SurrogateObjective, save_model, teacher_features
+from comneck_hf.training.surrogate import SurrogateObjective, save_model
 
 
 __all__ = [
@@ -96,6 +96,8 @@ def low_level_loss(student: Tensor, teacher: Tensor, weights: Tensor | None = No
 def code_crops(model: CotamModel, pixel_values: Tensor, gains: RandomGains, *, generator: torch.Generator) -> Features:
     """What reaches CoTAM's tower of pictures that are coded with random gains.
 
+    Under autocast, too, codec and guide compute in their own type, as they will where pictures are coded.
+
     Args:
         model: Codec, guide and tower.
         pixel_values: `(batch, 3, height, width)` in [0, 1].
@@ -106,10 +108,12 @@ def code_crops(model: CotamModel, pixel_values: Tensor, gains: RandomGains, *, g
         `latents`; `picture_tokens` of what they decode to; `token_weights`, as in `gains.token_weights`.
     """
     pixel_values = pixel_values.to(model.device)
-    guided = model.gain_maps(pixel_values) if gains.guided_share else None
-    octaves, maps = gains.draw(len(pixel_values), guided, generator=generator)
-    latents = model.encode(pixel_values, gain=octaves, gain_maps=maps).latents
-    decoded = model.reconstruct(latents, gain=octaves, gain_maps=maps)
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        guided = model.gain_maps(pixel_values) if gains.guided_share else None
+        octaves, maps = gains.draw(len(pixel_values), guided, generator=generator)
+        options = {"gain": octaves, "gain_maps": maps} if model.codec.config.has_gains else {}
+        latents = model.encode(pixel_values, **options).latents
+        decoded = model.reconstruct(latents, **options)
     return {
         "latents": latents,
         "picture_tokens": model.vision_model.picture_tokens(decoded),
@@ -150,6 +154,9 @@ class CotamObjective(SurrogateObjective):
         targets: Features of the high level, with weights.
         weight_low_by_map: As in [`CotamPreset`].
         options: Of [`SurrogateObjective`].
+
+    Raises:
+        ValueError: If there are gains or maps and the codec has one rate only.
     """
 
     def __init__(
@@ -164,6 +171,11 @@ class CotamObjective(SurrogateObjective):
         **options: Any,
     ) -> None:
         super().__init__(clip, stages, targets={LOW_TARGET: 1.0, **targets}, **options)
+        if not (model.codec.config.has_gains or gains.is_constant):
+            raise ValueError(
+                f"A {model.codec.config.model_type!r} codec has one rate only. Leave out `gain_range`, and set "
+                "`use_guide` to false."
+            )
         self.model, self.gains, self.high_targets = model, gains, dict(targets)
         self.weight_low_by_map = weight_low_by_map
 
@@ -181,7 +193,7 @@ class CotamObjective(SurrogateObjective):
         if "latents" not in batch:
             pixel_values = batch["pixel_values"]
             batch = code_crops(self.model, pixel_values, self.gains, generator=torch.default_generator)
-            batch |= teacher_features(self._clip[0], pixel_values, self.targets)
+            batch |= self.teach(pixel_values)
         student = self._student(batch, is_low="high" not in stage.weights)
         weights = batch["token_weights"] if self.weight_low_by_map else None
         terms = {"low": low_level_loss(student[LOW_TARGET], batch[LOW_TARGET], weights)}

@@ -52,6 +52,11 @@ class RandomGains:
                 f"and {self.random_share}."
             )
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether every picture is coded as the codec was trained."""
+        return self.low == self.high == 0 and self.guided_share == self.random_share == 0
+
     def draw(
         self, count: int, guided: Sequence[GainMap] | None = None, *, generator: torch.Generator
     ) -> tuple[list[float], list[GainMap | None]]:
@@ -114,7 +119,10 @@ def distortion_weights(octaves: Sequence[float], maps: Sequence[GainMap | None],
 
 
 def token_weights(gains: Sequence[float], maps: Sequence[GainMap | None], grid: tuple[int, int]) -> Tensor:
-    """How finely the codec quantizes at every token, 1 where it does so most finely (CoTAM's released code).
+    """How finely the codec quantizes at every token, 1 where it does so most finely.
+
+    CoTAM's released code weights by the resized index of the gain over its largest; gains have no index here, so their
+    factors take its place.
 
     Args:
         gains: Of the pictures, in octaves.

@@ -75,7 +75,14 @@ def coded_latents(
 
 
 @torch.no_grad()
-def teacher_targets(clip: CLIPModel, variants: Variants, folder: str | Path, targets: Iterable[str]) -> list[Features]:
+def teacher_targets(
+    clip: CLIPModel,
+    variants: Variants,
+    folder: str | Path,
+    targets: Iterable[str],
+    *,
+    post_layernorm_repeats: int = 1,
+) -> list[Features]:
     """What CLIP says of the same crops, uncoded.
 
     Args:
@@ -83,20 +90,25 @@ def teacher_targets(clip: CLIPModel, variants: Variants, folder: str | Path, tar
         variants: Which crops of which pictures.
         folder: Gets one safetensors file per target and pass.
         targets: Names as in `check_targets`.
+        post_layernorm_repeats: As in `clip_features`.
 
     Returns:
         For every pass the features by the names of the targets, `(len(pack), ...)` on the CPU; those of all tokens
         are in float16, for they take much space.
     """
     passes: list[Features] = [{} for _ in range(variants.count)]
+    repeats = [f"{post_layernorm_repeats} norms"] if post_layernorm_repeats > 1 else []
     for target in targets:
 
         def teach(batch: Tensor, generator: torch.Generator, target: str = target) -> Features:
             """One target of a batch."""
-            value = teacher_features(clip, batch, {target: 1.0})[target]
+            found = teacher_features(clip, batch, {target: 1.0}, post_layernorm_repeats=post_layernorm_repeats)
+            value = found[target]
             return {"teacher": value if value.ndim == 2 else value.half()}
 
-        for kept, said in zip(passes, kept_features("teacher", teach, [clip, target], variants, folder), strict=True):
+        for kept, said in zip(
+            passes, kept_features("teacher", teach, [clip, target, *repeats], variants, folder), strict=True
+        ):
             kept[target] = said["teacher"]
     return passes
 

@@ -52,11 +52,13 @@ class PostProcessingObjective(SurrogateObjective):
     def forward(self, batch: Batch, stage: Stage) -> tuple[Tensor, Terms]:
         """The loss of a batch with `pixel_values`, or with `latents` and the targets; as in `ComNeckObjective`."""
         (codec,), (clip,) = self._codec, self._clip
-        latents = batch["latents"] if "latents" in batch else codec.encode(batch["pixel_values"]).latents
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(next(codec.parameters()).device.type, enabled=False):
+            latents = batch["latents"] if "latents" in batch else codec.encode(batch["pixel_values"]).latents
             decoded = (codec.decode(latents) * 255).round() / 255
         names = {**self.targets, "image_embeds": 1.0}
-        terms, accuracy = self.surrogate_terms(clip_features(clip, self.unet(decoded), names), batch, stage)
+        repeats = self.post_layernorm_repeats
+        student = clip_features(clip, self.unet(decoded), names, post_layernorm_repeats=repeats)
+        terms, accuracy = self.surrogate_terms(student, batch, stage)
         loss, report = weighted_sum(terms, stage)
         return loss, {**report, **accuracy}
 

@@ -67,13 +67,16 @@ def parse_targets(words: Sequence[str]) -> dict[str, float]:
     return targets
 
 
-def clip_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
+def clip_features(
+    clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float], *, post_layernorm_repeats: int = 1
+) -> dict[str, Tensor]:
     """What CLIP says of pictures.
 
     Args:
         clip: The CLIP.
         pixel_values: `(batch, 3, height, width)` in [0, 1], at any size.
         targets: Names as in `check_targets`.
+        post_layernorm_repeats: As in `LatentVisionConfig`: the released code does twice to the teacher, too.
     """
     layers = check_targets(targets)
     pixels = clip_inputs(pixel_values.to(clip.device, clip.dtype), clip.config.vision_config.image_size)
@@ -82,14 +85,19 @@ def clip_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, f
     if "last_hidden_state" in targets:
         features["last_hidden_state"] = outputs.last_hidden_state
     if "image_embeds" in targets:
-        features["image_embeds"] = clip.visual_projection(outputs.pooler_output)
+        pooled = outputs.pooler_output
+        for _ in range(post_layernorm_repeats - 1):
+            pooled = clip.vision_model.post_layernorm(pooled)
+        features["image_embeds"] = clip.visual_projection(pooled)
     return features
 
 
 @torch.no_grad()
-def teacher_features(clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float]) -> dict[str, Tensor]:
+def teacher_features(
+    clip: CLIPModel, pixel_values: Tensor, targets: Mapping[str, float], *, post_layernorm_repeats: int = 1
+) -> dict[str, Tensor]:
     """`clip_features` of uncoded pictures, without gradients."""
-    return clip_features(clip, pixel_values, targets)
+    return clip_features(clip, pixel_values, targets, post_layernorm_repeats=post_layernorm_repeats)
 
 
 class SurrogateObjective(Objective):
@@ -102,6 +110,7 @@ class SurrogateObjective(Objective):
             cross-entropy.
         targets: What is distilled, with weights.
         normalize_logits: As in `Preset`.
+        post_layernorm_repeats: The student's, which the teacher has to follow.
     """
 
     def __init__(
@@ -112,11 +121,13 @@ class SurrogateObjective(Objective):
         zero_shot_weights: Tensor | None = None,
         targets: Mapping[str, float] | None = None,
         normalize_logits: bool = True,
+        post_layernorm_repeats: int = 1,
     ) -> None:
         super().__init__()
         self.stages = stages
         self.targets = dict(targets or {"image_embeds": 1.0})
         self.layers = check_targets(self.targets)
+        self.post_layernorm_repeats = post_layernorm_repeats
         self.logit_scale = clip.logit_scale.exp().item() if normalize_logits else None
         self._clip = (clip.requires_grad_(False).eval(),)  # in a tuple, so that it is no submodule
         self.zero_shot_weights = zero_shot_weights
@@ -125,6 +136,11 @@ class SurrogateObjective(Objective):
                 "A stage has a cross-entropy, which needs classes. Use data with a column 'label', or choose stages "
                 "without it."
             )
+
+    def teach(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """The teacher's features of pictures by the names of the targets."""
+        repeats = self.post_layernorm_repeats
+        return teacher_features(self._clip[0], pixel_values, self.targets, post_layernorm_repeats=repeats)
 
     def surrogate_terms(self, student: dict[str, Tensor], batch: Batch, stage: Stage) -> tuple[Terms, Terms]:
         """The terms that the stage weights, and the accuracy of the batch.
@@ -138,7 +154,7 @@ class SurrogateObjective(Objective):
         accuracy: Terms = {}
         if "distillation" in stage.weights:
             ready = all(name in batch for name in self.targets)
-            teacher = batch if ready else teacher_features(self._clip[0], batch["pixel_values"], self.targets)
+            teacher = batch if ready else self.teach(batch["pixel_values"])
             terms["distillation"] = distillation(student, teacher, self.targets)
         if "cross_entropy" in stage.weights:
             terms["cross_entropy"], accuracy["accuracy"] = cross_entropy(
@@ -246,11 +262,16 @@ def save_model(model: CodecVisionModel, folder: str | Path) -> None:
 def encode_at(
     codec: ImageCodec, pixel_values: Tensor, gains: RandomGains | None, *, generator: torch.Generator
 ) -> Tensor:
-    """Latents of pictures at random gains, or at the codec's own rate where `gains` is `None`."""
-    if gains is None:
-        return codec.encode(pixel_values).latents
-    octaves, maps = gains.draw(len(pixel_values), generator=generator)
-    return codec.encode(pixel_values, gain=octaves, gain_maps=maps).latents
+    """Latents of pictures at random gains, or at the codec's own rate where `gains` is `None`.
+
+    Under autocast, too, they are those of the codec's own type, which are what a server will read.
+    """
+    options: dict[str, Any] = {}
+    if gains is not None:
+        octaves, maps = gains.draw(len(pixel_values), generator=generator)
+        options = {"gain": octaves, "gain_maps": maps}
+    with torch.autocast(pixel_values.device.type, enabled=False):
+        return codec.encode(pixel_values, **options).latents
 
 
 def _trains_codec(stages: Sequence[Stage]) -> bool:

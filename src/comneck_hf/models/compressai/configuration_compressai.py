@@ -76,6 +76,11 @@ class CompressaiConfig(HubCode, PreTrainedConfig):
         return True
 
     @property
+    def has_gains(self) -> bool:
+        """Whether pictures can be coded finer and coarser than trained: not with CompressAI's codecs."""
+        return False
+
+    @property
     def size_divisor(self) -> int:
         """Picture sides are padded to a multiple of this."""
         return 64

@@ -111,7 +111,12 @@ class CotamConfig(CodecVisionConfig):
     gain_step: int = 2
 
     def validate_guide(self) -> None:
-        """Refuses layers that CLIP does not have, and maps that no bitstream holds."""
+        """Refuses layers that CLIP does not have, maps that no bitstream holds, and codecs that follow none."""
+        if self.use_guide and self.codec_config is not None and not self.codec_config.has_gains:
+            raise ValueError(
+                f"A {self.codec_config.model_type!r} codec has no gains that a guide could set. Set "
+                "`use_guide=False`, or take an ELIC or TIC."
+            )
         layers = self.vision_config.num_hidden_layers
         if not self.guide_layers or not all(0 <= layer < layers for layer in self.guide_layers):
             raise ValueError(f"`guide_layers` must be some of 0 to {layers - 1}, got {list(self.guide_layers)}.")

@@ -122,6 +122,11 @@ class ElicConfig(HubCode, PreTrainedConfig):
         return 16
 
     @property
+    def has_gains(self) -> bool:
+        """Whether pictures can be coded finer and coarser than trained, everywhere or by region."""
+        return True
+
+    @property
     def size_divisor(self) -> int:
         """Picture sides are padded to a multiple of this."""
         return 64
