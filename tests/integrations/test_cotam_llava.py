@@ -13,6 +13,7 @@ from comneck_hf import (
 )
 from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.integrations.coded_llava import CodedLlava
+from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 
 
 PROMPTS = ["USER: <image> what is this ? ASSISTANT:", "USER: <image> <image> what ? ASSISTANT:"]
@@ -40,6 +41,58 @@ def test_pictures_latents_bitstreams_and_features_give_the_same_tokens(llava, pr
     assert features.images[0].shape == (64, 32)
     tokens = model.generate(**text, **sizes, mm_encoder_outputs=features.mm_encoder_outputs())
     assert torch.equal(tokens[:, text["input_ids"].shape[1] :], found[0])
+
+
+@torch.no_grad()
+def test_a_codec_that_follows_the_gain_is_decoded_by_that_of_each_bitstream(llava, processor, cotam, clip, photos):
+    """LLaVA has no place for gains, so the processor joins latents with the pictures they decode to."""
+    model = CotamModel.from_codec_and_clip(add_gain_vectors(cotam.codec, levels=2, level_range=(-1.0, 1.0)), clip)
+    torch.manual_seed(0)
+    model.codec.g_s.log_vectors.normal_(std=0.5)
+    model = attach_vision_tower(llava(), model.eval())
+    tower = model.model.vision_tower
+    processor = ComNeckProcessor.for_llava(model, processor)
+    bitstreams = [
+        processor.compress(photo, gain=gain)[0] for photo, gain in zip(photos, (-0.9, 0.2, 0.8), strict=True)
+    ]
+    latents, gains = tower.decompress(bitstreams), tower.coded_gains(bitstreams)
+    assert [round(gain, 1) for gain in gains["gain"]] == [-0.9, 0.2, 0.8]
+    states = tower(latents=latents, output_hidden_states=True, **gains).hidden_states[-2][:, 1:]
+    expected = model.model.multi_modal_projector(states)
+    inputs = processor(text=PROMPTS, images=bitstreams, padding=True, return_tensors="pt")
+    found = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+    close = {"atol": 1e-3, "rtol": 1e-3}  # one picture or several decoded at a time
+    torch.testing.assert_close(torch.stack(list(found)), expected, **close)
+    features = image_features(model, bitstreams=bitstreams).images
+    torch.testing.assert_close(torch.stack(list(features)), expected, **close)
+    wrong = tower(latents=latents, output_hidden_states=True, gain=0.0).hidden_states[-2][:, 1:]
+    assert (model.model.multi_modal_projector(wrong) - expected).abs().max() > 0.05
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 2
+    mixed = processor(text=PROMPTS, images=[inputs["pixel_values"][0], *photos[1:]], padding=True, return_tensors="pt")
+    assert mixed["pixel_values"].shape == inputs["pixel_values"].shape
+    assert torch.equal(mixed["pixel_values"][0], inputs["pixel_values"][0])
+    with pytest.raises(ValueError, match="Some of these latents are joined"):
+        processor(text=PROMPTS, images=[latents[0], *bitstreams[1:]], padding=True, return_tensors="pt")
+
+
+@torch.no_grad()
+def test_processors_code_to_a_wanted_size(llava, processor, next_processor, cotam, photos):
+    model = attach_vision_tower(llava(), cotam)
+    processor = ComNeckProcessor.for_llava(model, processor)
+    free = processor.compress(photos)
+    for data, other in zip(processor.compress(photos, target_bytes=500), free, strict=True):
+        assert abs(len(data) - 500) <= 10 and len(other) != len(data)
+    assert processor.compress(photos, gain=-1.0, gain_maps=None) == cotam.compress(
+        processor.image_processor(photos, return_tensors="pt").pixel_values, gain=-1.0, gain_maps=None
+    )
+    model = attach_vision_tower(llava("next"), cotam)
+    tiled = llava_next_processor(model, next_processor)
+    assert sum(map(len, tiled.compress(photos, gain=-2.0))) < 0.8 * sum(map(len, tiled.compress(photos)))
+    with pytest.raises(ValueError, match="code_canvas=True"):
+        tiled.compress(photos, target_bytes=900)
+    canvas = llava_next_processor(model, next_processor, code_canvas=True)
+    for data in canvas.compress(photos[:1], target_bytes=900):
+        assert 880 <= len(data) <= 940  # and the container of tiles around it
 
 
 @torch.no_grad()

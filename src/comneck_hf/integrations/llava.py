@@ -22,6 +22,7 @@ from ..models.codec_vision import CodecVisionModel, LatentVisionModel
 from ..models.codec_vision_config import CodecVisionConfig
 from ..models.comneck.processing_comneck import MAX_CONTAINER_PIXELS
 from ..models.comneck.processing_comneck_next import ComNeckNextProcessor
+from ..models.cotam.joined_cotam import join_picture
 from ..models.llavolta.configuration_llavolta import LlavoltaTextConfig
 from ..models.llavolta.pooling_llavolta import map_strides
 
@@ -321,10 +322,14 @@ def image_features(
                 "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
                 "them first."
             )
-        pixel_values = _image_tower(base).decompress(bitstreams)
+        tower = _image_tower(base)
+        pixel_values = tower.decompress(bitstreams)
         if isinstance(pixel_values, list):
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+        if tower.config.vision_config.reads_pictures and tower.codec.needs_gains:
+            pictures = tower.reconstruct(pixel_values, **tower.coded_gains(bitstreams))
+            pixel_values = join_picture(pixel_values, pictures)
         pool_strides = _strides_of(bitstreams, llava.config.get_text_config(), grid=tuple(pixel_values.shape[2:]))
     if image_sizes is None and is_next:
         raise ValueError("LLaVA-NeXT needs `image_sizes`, the height and width of each picture before it was cut.")

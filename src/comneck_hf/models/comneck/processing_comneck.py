@@ -19,9 +19,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...coding.bitstream import Bitstream
 from ...coding.gain_map import GainMap
+from ..codec_vision import CodecVisionModel
 from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig, LatentVisionConfig
 from ..compressai.configuration_compressai import CompressaiConfig
 from ..cotam.configuration_cotam import CotamConfig
+from ..cotam.joined_cotam import PICTURE_CHANNELS, join_picture
 from ..elic.configuration_elic import ElicConfig
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
@@ -38,6 +40,7 @@ _DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "forc
 class CodecOwner:
     """For processors that read bitstreams: they have a codec, which is saved with the model and not with them."""
 
+    reads_pictures: bool
     _codec: PreTrainedModel | None = None
     _codec_source: tuple[str | os.PathLike, dict[str, Any]] | None = None
 
@@ -95,6 +98,25 @@ class CodecOwner:
             images = [_STAND_IN if isinstance(image, bytes) else image for image in images]
         super().validate_inputs(images=images, **kwargs)
 
+    @property
+    def _decoder(self) -> PreTrainedModel:
+        """The codec without the model around it."""
+        return self.codec.codec if isinstance(self.codec, CodecVisionModel) else self.codec
+
+    def _coded(self, pictures: torch.Tensor, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Latents of pictures, and what decoding them takes beside them."""
+        pictures = pictures.to(self.codec.device)
+        if isinstance(self.codec, CodecVisionModel):
+            options = self.codec.coding_options(pictures, **options)
+        return self.codec.encode(pictures, **options).latents, options
+
+    @torch.no_grad()
+    def _joined(self, latents: torch.Tensor, gains: dict[str, Any]) -> torch.Tensor:
+        """Latents, with their pictures where the tower could not decode them: it is told no gains."""
+        if not (self.reads_pictures and self._decoder.needs_gains):
+            return latents
+        return join_picture(latents, self._decoder.decode(latents, **gains))
+
 
 class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     r"""A `LlavaProcessor` whose images may be pictures, latents, bitstreams, `.cnk` files or `data:` URLs of them.
@@ -121,6 +143,9 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         Tokens besides the grid, the class token.
     latent_channels (`int`, *optional*, defaults to 320):
         Channels of the codec's latents, by which they are told from pictures.
+    reads_pictures (`bool`, *optional*, defaults to `False`):
+        Whether the tower reads decoded pictures beside the latents, as CoTAM's does. Where its codec has gain vectors,
+        latents come with these pictures as further channels (`join_picture`).
     pool_stride, pool, pool_grid, region_strides:
         Settings of [`LlavoltaTextConfig`] for a model with `pool_layer=0`, which needs fewer placeholders. With
         `region_strides` there is another input for the model, `pool_strides` of shape `(images, height, width)`: the
@@ -138,6 +163,7 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         image_token: str = "<image>",
         num_additional_image_tokens: int = 1,
         latent_channels: int = 320,
+        reads_pictures: bool = False,
         pool_stride: int = 1,
         pool: str = "avg1d",
         pool_grid: tuple[int, int] | None = None,
@@ -153,6 +179,7 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
             num_additional_image_tokens=num_additional_image_tokens,
         )
         self.latent_channels = latent_channels
+        self.reads_pictures = reads_pictures
         self.pool_stride = pool_stride
         self.pool = pool
         self.pool_grid = pool_grid
@@ -183,7 +210,7 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
             reader = tower.vision_config if has_codec else tower
             patch_size = tower.patch_size if has_codec else DOWNSAMPLING_FACTOR
             pictures = ComNeckImageProcessor.for_size(tuple(patch_size * side for side in reader.latent_grid))
-            pooling["latent_channels"] = reader.latent_channels
+            pooling |= {"latent_channels": reader.latent_channels, "reads_pictures": reader.reads_pictures}
             codec = tower_codec(model) if has_codec else None
         elif pooling:
             pictures, patch_size = processor.image_processor, processor.patch_size
@@ -204,22 +231,23 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         result.codec = codec
         return result
 
-    def compress(self, images: Any) -> list[bytes]:
+    def compress(self, images: Any, **options: Any) -> list[bytes]:
         """Bitstreams of pictures, resized and cropped to what the tower takes: what an edge device sends.
 
         Args:
             images: A picture or a list of them: PIL images, arrays, tensors, paths or URLs.
+            options: Of the codec's `compress`, such as `target_bytes`, `quality`, `gain` and `gain_maps`.
 
         Raises:
             ValueError: If there is none, or one is coded already.
         """
         pictures = self.image_processor.fetch_images(picture_sources(images))
-        return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values)
+        return self.codec.compress(self.image_processor(pictures, return_tensors="pt").pixel_values, **options)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of an image: one for each token that the tower makes of it and that pooling leaves."""
         channels, height, width = image_inputs["pixel_values"][image_idx].shape
-        patch_size = 1 if channels == self.latent_channels else self.patch_size
+        patch_size = 1 if channels in self._channels else self.patch_size
         strides = image_inputs["pool_strides"][image_idx] if "pool_strides" in image_inputs else None
         return self.image_token * self._num_image_tokens(height // patch_size, width // patch_size, strides)
 
@@ -241,6 +269,11 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
             for index, (picture_latents, gain_map) in zip(pictures, encoded, strict=True):
                 latents[index], maps[index] = picture_latents, gain_map
             checked = [self._checked_latents(image) for image in latents.values()]
+            if len({image.shape[0] for image in checked}) > 1:
+                raise ValueError(
+                    "Some of these latents are joined with their pictures, and some are not. This codec decodes by "
+                    "gains: join all with `join_picture(latents, codec.decode(latents, **gains))`."
+                )
             inputs = BatchFeature({"pixel_values": torch.stack(checked)})
         if self.region_strides is not None:
             options = {"region_strides": self.region_strides, "pool_stride": self.pool_stride}
@@ -251,11 +284,9 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     def _encode(self, pictures: list[Any], **kwargs: Any) -> list[tuple[torch.Tensor, GainMap | None]]:
         """Latents of pictures, and the maps of a guide that regions are pooled by."""
         pixel_values = self.image_processor(pictures, **{**kwargs, "return_tensors": "pt"}).pixel_values
-        pixel_values = pixel_values.to(self.codec.device)
-        if not self._follows_guide:
-            return [(latents, None) for latents in self.codec.encode(pixel_values).latents.cpu()]
-        maps = self.codec.gain_maps(pixel_values)
-        return list(zip(self.codec.encode(pixel_values, gain_maps=maps).latents.cpu(), maps, strict=True))
+        latents, options = self._coded(pixel_values)
+        maps = options["gain_maps"] if self._follows_guide else [None] * len(latents)
+        return list(zip(self._joined(latents, options).cpu(), maps, strict=True))
 
     @property
     def _follows_guide(self) -> bool:
@@ -287,7 +318,12 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         if not isinstance(image, torch.Tensor | np.ndarray) or image.ndim != 3:
             return False
         is_picture = image.shape[2] in (1, 3, 4)  # channels last, as high as latents have channels
-        return image.shape[0] == self.latent_channels and not is_picture
+        return image.shape[0] in self._channels and not is_picture
+
+    @property
+    def _channels(self) -> tuple[int, int]:
+        """Of latents, alone and joined with their pictures."""
+        return self.latent_channels, self.latent_channels + PICTURE_CHANNELS
 
     def _checked_latents(self, latents: torch.Tensor | np.ndarray) -> torch.Tensor:
         latents = torch.as_tensor(latents).cpu()
@@ -301,8 +337,12 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     def _decompressed(self, images: list[Any]) -> list[Any]:
         """The images, with latents in place of bitstreams."""
         bitstreams = [image for image in images if isinstance(image, bytes)]
-        latents = iter(self.codec.decompress(bitstreams) if bitstreams else ())
-        return [next(latents).cpu() if isinstance(image, bytes) else image for image in images]
+        if not bitstreams:
+            return images
+        latents = self.codec.decompress(bitstreams)
+        gains = [self._decoder.coded_gains([data]) for data in bitstreams]
+        joined = iter([self._joined(one[None], own)[0] for one, own in zip(latents, gains, strict=True)])
+        return [next(joined).cpu() if isinstance(image, bytes) else image for image in images]
 
 
 def tower_codec(model: PreTrainedModel) -> PreTrainedModel | None:

@@ -9,7 +9,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...coding.bitstream import Bitstream
 from ...coding.tiles import TiledBitstream
-from ..codec_vision import CodecVisionModel
 from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig
 from ..cotam.configuration_cotam import CotamConfig
 from ..cotam.joined_cotam import join_picture
@@ -133,21 +132,26 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
         result.codec = tower_codec(model)
         return result
 
-    def compress(self, images: Any) -> list[bytes]:
+    def compress(self, images: Any, **options: Any) -> list[bytes]:
         """One bitstream per picture, of all its tiles or of their canvas: what an edge device sends.
 
         Args:
             images: A picture or a list of them, of any sizes: PIL images, arrays, tensors, paths or URLs.
+            options: Of the codec's `compress`: `gain` or `quality`; of a canvas also `target_bytes`, which leaves out
+                the header, `target_bpp`, in pixels of the canvas, and `gain_maps`.
 
         Raises:
-            ValueError: If there is none, or one is coded already.
+            ValueError: If there is none, one is coded already, or an option needs a canvas.
         """
+        whole = sorted({"target_bytes", "target_bpp", "gain_maps"} & set(options))
+        if whole and not self.code_canvas:
+            raise ValueError(f"{whole} say something of whole pictures, not of tiles. Set `code_canvas=True`.")
         pictures = self.image_processor.fetch_images(picture_sources(images))
         tiles, sizes = self._cut(pictures)
         if self.code_canvas:
-            coded = self.codec.compress(self._canvases(tiles, sizes), **self._canvas_options)
+            coded = self.codec.compress(self._canvases(tiles, sizes), **self._canvas_options, **options)
             return [TiledBitstream(*size, (canvas,)).pack() for canvas, size in zip(coded, sizes, strict=True)]
-        coded = iter(self.codec.compress(torch.cat(tiles)))
+        coded = iter(self.codec.compress(torch.cat(tiles), **options))
         return [
             TiledBitstream(*size, tuple(next(coded) for _ in own)).pack()
             for own, size in zip(tiles, sizes, strict=True)
@@ -215,19 +219,6 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
         latents = self._joined(*self._coded(torch.cat(tiles))).cpu()
         return list(zip(latents.split([len(own) for own in tiles]), sizes, strict=True))
 
-    def _coded(self, pictures: torch.Tensor, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Latents of pictures, and what decoding them takes beside them."""
-        pictures = pictures.to(self.codec.device)
-        if isinstance(self.codec, CodecVisionModel):
-            options = self.codec.coding_options(pictures, **options)
-        return self.codec.encode(pictures, **options).latents, options
-
-    def _joined(self, latents: torch.Tensor, gains: dict[str, Any]) -> torch.Tensor:
-        """Latents of tiles, with their pictures where the tower could not decode them: it is told no gains."""
-        if not (self.reads_pictures and self._decoder.needs_gains):
-            return latents
-        return join_picture(latents, self._decoder.decode(latents, **gains))
-
     @torch.no_grad()
     def _decompress(self, bitstreams: list[bytes]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         """Latents `(tiles, channels, height, width)` and the picture's size, of each bitstream."""
@@ -288,11 +279,6 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
         if self.reads_pictures:
             views = join_picture(views, torch.cat([overview, cut_tiles(canvas, *tiles)]))
         return views.cpu()
-
-    @property
-    def _decoder(self) -> PreTrainedModel:
-        """The codec without the model around it."""
-        return self.codec.codec if isinstance(self.codec, CodecVisionModel) else self.codec
 
     @torch.no_grad()
     def _with_pictures(self, views: torch.Tensor) -> torch.Tensor:
