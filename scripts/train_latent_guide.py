@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from comneck_hf.commands.evaluation_parts import environment
 from comneck_hf.commands.loading import load_codec, resolve_model
@@ -66,7 +65,9 @@ def main(args: Arguments) -> None:
         guide_examples(codec, teacher, load_sample(args.data, split, count, side=args.side).images)
         for split, count in (("train", args.pictures), ("validation", args.validation_pictures))
     )
-    guide = LatentGuide(codec.config.latent_channels, hidden_channels=args.hidden_channels)
+    guide = LatentGuide(
+        codec.config.latent_channels, hidden_channels=args.hidden_channels, fingerprint=codec.fingerprint
+    )
     generator = torch.Generator().manual_seed(args.seed)
     loss = train_latent_guide(guide, train, steps=args.steps, generator=generator)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def main(args: Arguments) -> None:
         "guides": {name: compare(predicted, validation) for name, predicted in maps.items()},
     }
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    save_file(guide.state_dict(), Path(args.output_dir) / "latent_guide.safetensors")
+    guide.save(Path(args.output_dir) / "latent_guide.safetensors")
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

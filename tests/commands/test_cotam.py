@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
 
 from comneck_hf import ComNeckImageProcessor, CotamModel
+from comneck_hf.commands.loading import load_image_processor
+from comneck_hf.commands.maps import prepare_picture
 from comneck_hf.evaluation.pictures import picture_tensor
+from comneck_hf.models.cotam.importance_cotam import quantize_importance
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 
 
@@ -59,6 +62,42 @@ def test_pictures_are_coded_as_the_model_does_unless_told_otherwise(comneck, cot
         assert (tmp_path / "photo.cnk").read_bytes() == bitstream
     comneck("encode", "photo.png", "--force", "--roi", "40,30,60,50", model=cotam_folder)
     assert (tmp_path / "photo.cnk").read_bytes() not in expected.values()
+    model.config.update({"gain_step": 5, "guide_grid": [2, 2]})
+    words = ("--guide", "--map-step", 5, "--map-grid", 2)  # its own CLIP looks, not the packaged one
+    comneck("encode", "photo.png", "--force", *words, model=cotam_folder)
+    assert (tmp_path / "photo.cnk").read_bytes() == model.compress(picture)[0]
+
+
+@torch.no_grad()
+def test_a_guide_can_be_asked_of_a_cotam_that_is_told_not_to_use_it(comneck, cotam_folder, tmp_path):
+    model = CotamModel.from_pretrained(cotam_folder).eval()
+    picture = prepare(Image.open(photograph(tmp_path / "photo.png")))
+    expected = {"--guide": model.compress(picture)[0], "--no-guide": model.codec.compress(picture)[0]}
+    model.config.use_guide = False
+    folder = tmp_path / "unguided"
+    model.save_pretrained(folder)
+    ComNeckImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
+    for words in ((), ("--guide",)):
+        comneck("encode", "photo.png", "--force", *words, model=folder)
+        assert (tmp_path / "photo.cnk").read_bytes() == expected[words[0] if words else "--no-guide"]
+
+
+@torch.no_grad()
+def test_whole_pictures_of_any_size_are_mapped_where_they_are(comneck, cotam_folder, tmp_path):
+    """The codec pads them, and the map spans the padded picture: the guide of the command line knows it."""
+    model = CotamModel.from_pretrained(cotam_folder).eval()
+    picture = Image.open(photograph(tmp_path / "photo.png", (80, 90)))
+    comneck("encode", "photo.png", "--force", "--no-crop", model=cotam_folder)
+    data = (tmp_path / "photo.cnk").read_bytes()
+    (found,) = model.coded_gains([data])["gain_maps"]
+    prepared = prepare_picture(
+        picture.convert("RGB"), load_image_processor(str(cotam_folder), crop=False), size_divisor=64
+    )
+    assert prepared.padding[2:] != (1, 1)
+    importance = model.importance(prepared.pixel_values[None])
+    options = {"grid": (4, 4), "step": model.config.gain_step}
+    assert found == quantize_importance(importance, window=prepared.padding, **options)[0]
+    assert found != quantize_importance(importance, **options)[0]
 
 
 def test_a_cotam_is_measured_with_its_guide(comneck, cotam_folder, models, tmp_path):

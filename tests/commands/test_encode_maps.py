@@ -119,6 +119,9 @@ def test_a_picture_that_cannot_be_so_small_fails_alone(comneck, tmp_path):
         (["--roi", "1,2,3"], 1, "is no box"),
         (["--importance", "nothing.png"], 1, "No such file"),
         (["--map-step", 0], 2, "--map-step"),
+        (["--map-step", 3], 1, "shape a map"),
+        (["--no-guide", "--map-grid", 3], 1, "shape a map"),
+        (["--roi", FACE, "--clip", "comneck-tiny-clip"], 1, "the CLIP of --guide and --prompt"),
         (["--gain", 99], 1, "octaves"),
     ],
 )

@@ -9,6 +9,7 @@ from comneck_hf import ComNeckImageProcessorPil
 from comneck_hf.commands.maps import MapOptions, coded_window, map_maker, parse_box, prepare_picture
 from comneck_hf.models.cotam.guide_cotam import ShallowAttentionGuide
 from comneck_hf.models.cotam.importance_cotam import quantize_importance
+from comneck_hf.models.cotam.latent_guide_cotam import LatentGuide
 
 
 PROCESSORS = {
@@ -107,8 +108,46 @@ def test_words_go_through_the_text_tower(clip_folder):
     assert all((gain_map.rows, gain_map.columns) == (4, 4) for gain_map in maps.values())
 
 
+def test_words_are_sought_in_smaller_windows_for_finer_maps(clip_folder):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8))
+    prepared = prepare_picture(picture, PROCESSORS["crop"], size_divisor=64)
+    for grid, found in ((1, 1), (3, 3), (8, 8), (9, 9)):
+        gain_map = map_maker(MapOptions(prompt="cup", clip=str(clip_folder), grid=grid))(prepared)
+        assert (gain_map.rows, gain_map.columns) == (found, found)
+
+
+def test_a_latent_guide_sees_the_latents_of_the_padded_picture(tiny_codec, tmp_path):
+    torch.manual_seed(0)
+    guide = LatentGuide(tiny_codec.config.latent_channels, hidden_channels=4, fingerprint=tiny_codec.fingerprint)
+    guide.save(tmp_path / "guide.safetensors")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8))
+    prepared = prepare_picture(picture, PROCESSORS["whole"], size_divisor=64)
+    found = map_maker(MapOptions(latent_guide=tmp_path / "guide.safetensors", step=3), codec=tiny_codec)(prepared)
+    padded = torch.nn.functional.pad(prepared.pixel_values[None], (0, 62, 0, 38), mode="replicate")
+    with torch.no_grad():
+        expected = quantize_importance(guide(tiny_codec.g_a(padded)), grid=(8, 8), step=3)[0]
+    assert found == expected
+    assert {-1, 1} <= {level for row in found.gain_index for level in row}
+
+
+def test_a_latent_guide_of_another_codec_is_refused(tiny_codec, tmp_path):
+    LatentGuide(tiny_codec.config.latent_channels).save(tmp_path / "guide.safetensors")
+    with pytest.raises(ValueError, match="latents of another codec"):
+        map_maker(MapOptions(latent_guide=tmp_path / "guide.safetensors"), codec=tiny_codec)
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(ValueError, match="is no guide that"):
+        map_maker(MapOptions(latent_guide=tmp_path / "text.safetensors"), codec=tiny_codec)
+    with pytest.raises(FileNotFoundError):
+        map_maker(MapOptions(latent_guide=tmp_path / "missing.safetensors"), codec=tiny_codec)
+
+
 def test_without_a_source_there_is_no_map():
     assert map_maker(MapOptions()) is None
+    for shape in ({"step": 3}, {"grid": 4}):
+        with pytest.raises(ValueError, match="shape a map"):
+            map_maker(MapOptions(**shape))
+    with pytest.raises(ValueError, match="--clip other is the CLIP of"):
+        MapOptions(boxes=((0, 0, 9, 9),), clip="other")
 
 
 def test_sources_exclude_one_another():

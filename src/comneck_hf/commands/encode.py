@@ -40,7 +40,8 @@ GuideOption = Annotated[
     bool | None,
     typer.Option(
         "--guide/--no-guide",
-        help="More bits where CLIP's first layers look. A CoTAM does so by itself, where no other map is asked for.",
+        help="More bits where CLIP's first layers look. A CoTAM does so by itself, with its own CLIP, where no other "
+        "map is asked for.",
     ),
 ]
 ImportanceOption = Annotated[
@@ -49,10 +50,19 @@ ImportanceOption = Annotated[
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help='More bits on what words name, such as "the licence plate".')
 ]
-StepOption = Annotated[
-    int, typer.Option("--map-step", min=1, max=15, help="Quarter octaves of gain per level of the map.")
+LatentGuideOption = Annotated[
+    Path | None,
+    typer.Option("--latent-guide", help="More bits where a guide of train_latent_guide.py expects CLIP's look."),
 ]
-GridOption = Annotated[int, typer.Option("--map-grid", min=1, max=64, help="Cells per side of the map.")]
+StepOption = Annotated[
+    int | None, typer.Option("--map-step", min=1, max=15, help="Quarter octaves of gain per level of the map; 2.")
+]
+GridOption = Annotated[
+    int | None, typer.Option("--map-grid", min=1, max=64, help="Cells per side of the map, at most; 8, of a prompt 4.")
+]
+ClipOption = Annotated[
+    str | None, typer.Option("--clip", help=f"CLIP for --guide and --prompt; {DEFAULT_CLIP}, or a CoTAM's own.")
+]
 
 
 @one_line_errors
@@ -68,9 +78,10 @@ def encode(
     roi: RoiOption = None,
     importance: ImportanceOption = None,
     prompt: PromptOption = None,
-    map_step: StepOption = 2,
-    map_grid: GridOption = 8,
-    clip: Annotated[str, typer.Option("--clip", help="CLIP for --guide and --prompt.")] = DEFAULT_CLIP,
+    latent_guide: LatentGuideOption = None,
+    map_step: StepOption = None,
+    map_grid: GridOption = None,
+    clip: ClipOption = None,
     no_crop: Annotated[bool, typer.Option("--no-crop", help="Code whole pictures, not resized.")] = False,
     batch_size: BatchOption = 16,
     force: ForceOption = False,
@@ -82,24 +93,31 @@ def encode(
     """Code pictures into .cnk files.
 
     Pictures are resized and cropped to what the model's features need. Whole pictures (--no-crop) can always be
-    decoded; their features need --interpolate. One of --guide, --roi, --importance and --prompt moves bits within the
-    picture; one of --gain, --quality, --target-bytes and --target-bpp sets how many there are.
+    decoded; their features need --interpolate. One of --guide, --roi, --importance, --prompt and --latent-guide moves
+    bits within the picture; one of --gain, --quality, --target-bytes and --target-bpp sets how many there are.
     """
     from .files import BITSTREAM_SUFFIX, PICTURE_SUFFIXES, pair_files
-    from .loading import load_coder, load_image_processor
-    from .maps import MapOptions, map_maker, parse_box
+    from .loading import load_image_processor
+    from .maps import MapOptions, coder_and_map, parse_box
     from .streams import check_gains, encode_files
 
     boxes = tuple(parse_box(box) for box in roi or ())
-    options = MapOptions(bool(guide), boxes, importance, prompt, clip=clip, step=map_step, grid=map_grid)
+    options = MapOptions(
+        guide=bool(guide),
+        boxes=boxes,
+        importance=importance,
+        prompt=prompt,
+        latent_guide=latent_guide,
+        clip=clip,
+        step=map_step,
+        grid=map_grid,
+    )
     wanted = {"gain": gain, "quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
     rate = {name: value for name, value in wanted.items() if value is not None}
     if len(rate) > 1:
         raise typer.BadParameter("--gain, --quality, --target-bytes and --target-bpp exclude one another.")
     pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
-    where = placement(device, dtype)
-    make_map = map_maker(options, where["device"])
-    coder = load_coder(model, guides=guide is None and make_map is None, **where)
+    coder, make_map = coder_and_map(model, options, guide, **placement(device, dtype))
     if rate or make_map is not None:
         check_gains(coder)
     image_processor = load_image_processor(model, crop=not no_crop)

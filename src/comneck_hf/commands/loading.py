@@ -96,13 +96,13 @@ def load_codec(
 
 
 def load_coder(
-    name: str, *, guides: bool, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str, *, guides: bool | None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ElicModel | CompressaiModel | CotamModel:
     """What codes pictures for a model: its codec, or the whole of a CoTAM that sends its guide's maps.
 
     Args:
         name: As in `resolve_model`.
-        guides: Whether a CoTAM's guide may do so.
+        guides: Whether a CoTAM does so; as its configuration says for `None`.
         device, dtype: Of the model.
 
     Raises:
@@ -110,7 +110,8 @@ def load_coder(
         OSError: If there is no model.
     """
     _, config = _load_config(name)
-    if guides and isinstance(config, CotamConfig) and config.codec_config is not None and config.use_guide:
+    has_guide = isinstance(config, CotamConfig) and config.codec_config is not None
+    if has_guide and (config.use_guide if guides is None else guides):
         return load_model(name, device=device, dtype=dtype)
     return load_codec(name, device=device, dtype=dtype)
 

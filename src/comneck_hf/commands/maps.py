@@ -1,59 +1,89 @@
-"""Gain maps for the command line: from CLIP's attention, boxes, a mask or heat map in a file, or words."""
+"""Gain maps for the command line: from CLIP's attention, boxes, a mask or heat map in a file, words, or latents."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 
-from .. import ComNeckImageProcessorPil
+from .. import ComNeckImageProcessorPil, CotamModel
 from ..coding.gain_map import GainMap
 from ..models.cotam.guide_cotam import ShallowAttentionGuide
 from ..models.cotam.importance_cotam import padded_window, quantize_importance
+from ..models.cotam.latent_guide_cotam import LatentGuide
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes, gain_map_from_picture
-from ..models.cotam.text_cotam import text_importance
+from ..models.cotam.text_cotam import MAX_DEPTH, text_importance
+from ..models.image_codec import pad_to_multiple
 from ..training.zero_shot import zero_shot_weights
-from .loading import resolve_model
+from .loading import load_coder, resolve_model
+from .terminal import DEFAULT_CLIP
 
 
-__all__ = ["MapMaker", "MapOptions", "PreparedPicture", "coded_window", "map_maker", "parse_box", "prepare_picture"]
+__all__ = [
+    "MapMaker",
+    "MapOptions",
+    "PreparedPicture",
+    "coded_window",
+    "coder_and_map",
+    "map_maker",
+    "parse_box",
+    "prepare_picture",
+]
 
 PROMPT_TEMPLATES = ("{}", "a photo of {}.")
+MAP_GRID, PROMPT_GRID = 8, 4  # cells per side; CLIP sees nine parts of a picture for a prompt's 4, and 58 for 8
+MAP_STEP = 2
 
 Window = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MapOptions:
-    """Where the bits of a picture go; one of the first four at most.
+    """Where the bits of a picture go; one of the first five at most.
 
     Attributes:
         guide: Where the first layers of CLIP look.
         boxes: Regions in pixels of the picture file, turned upright: left, top, right, bottom.
         importance: File of a mask or heat map that spans the whole picture: a picture, or a NumPy array (.npy).
         prompt: Words for what matters.
-        clip: CLIP of `guide` and `prompt`, as in `resolve_model`.
-        step: Quarter octaves of gain per level.
-        grid: Rows, and columns, of the map.
+        latent_guide: File of `LatentGuide.save`: where CLIP would look, foretold from the codec's latents.
+        clip: CLIP of `guide` and `prompt`, as in `resolve_model`; by default the packaged one.
+        step: Quarter octaves of gain per level, 2 by default.
+        grid: Rows, and columns, of the map, as far as its source has so many; by default 8, of a prompt 4.
 
     Raises:
-        ValueError: If more than one source is given.
+        ValueError: If more than one source is given, or a CLIP that nothing reads.
     """
 
     guide: bool = False
     boxes: tuple[Box, ...] = ()
     importance: Path | None = None
     prompt: str | None = None
-    clip: str = "comneck-tiny-clip"
-    step: int = 2
-    grid: int = 8
+    latent_guide: Path | None = None
+    clip: str | None = None
+    step: int | None = None
+    grid: int | None = None
 
     def __post_init__(self) -> None:
-        if sum((self.guide, bool(self.boxes), self.importance is not None, self.prompt is not None)) > 1:
-            raise ValueError("--guide, --roi, --importance and --prompt exclude one another. Give one of them.")
+        if self.guide + self.names_regions > 1:
+            raise ValueError(
+                "--guide, --roi, --importance, --prompt and --latent-guide exclude one another. Give one of them."
+            )
+        if self.clip is not None and not (self.guide or self.prompt is not None):
+            raise ValueError(
+                f"--clip {self.clip} is the CLIP of --guide and --prompt. Give one of them, or leave it out."
+            )
+
+    @property
+    def names_regions(self) -> int:
+        """How many sources there are besides the guide."""
+        files = (self.importance, self.prompt, self.latent_guide)
+        return bool(self.boxes) + sum(file is not None for file in files)
 
 
 @dataclass(frozen=True)
@@ -138,49 +168,109 @@ def parse_box(text: str) -> Box:
     return x0, y0, x1, y1
 
 
-def map_maker(options: MapOptions, device: torch.device | str = "cpu") -> MapMaker | None:
+def coder_and_map(
+    model: str, options: MapOptions, guide: bool | None, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, MapMaker | None]:
+    """What codes pictures for a model, and what makes their maps unless the former does.
+
+    Args:
+        model: As in `resolve_model`.
+        options: The source of the maps.
+        guide: Whether a CoTAM is to make them, where the options name no other source and no CLIP; `None` for as it is
+            configured.
+        device, dtype: Of the models.
+
+    Raises:
+        ValueError, OSError: As `map_maker` and `load_coder`.
+    """
+    is_free = not options.names_regions and options.clip is None
+    coder = load_coder(model, guides=guide if is_free else False, device=device, dtype=dtype)
+    if not isinstance(coder, CotamModel):
+        return coder, map_maker(options, device, coder)
+    if guide is None and options.step is None and options.grid is None:
+        return coder, None
+    config = coder.config
+    shape: dict[str, Any] = {
+        "grid": (options.grid, options.grid) if options.grid else tuple(config.guide_grid),
+        "threshold": config.guide_threshold,
+        "levels": config.guide_levels,
+        "step": options.step or config.gain_step,
+    }
+    return coder.codec, lambda picture: quantize_importance(
+        coder.importance(picture.pixel_values[None]), window=picture.padding, **shape
+    )[0]
+
+
+def map_maker(
+    options: MapOptions, device: torch.device | str = "cpu", codec: PreTrainedModel | None = None
+) -> MapMaker | None:
     """What makes the gain map of a picture; `None` where the options name no source.
 
     Args:
         options: The source of the map.
         device: Where CLIP runs.
+        codec: What codes the pictures, for a latent guide.
 
     Raises:
-        ValueError: If the file of the importance map cannot be read.
+        ValueError: If a file cannot be read, or the options shape a map that they have no source for.
         OSError: If the CLIP or the file does not exist.
     """
-    grid, step = (options.grid, options.grid), options.step
+    side = options.grid or MAP_GRID
+    shape: dict[str, Any] = {"grid": (side, side), "step": options.step or MAP_STEP}
     if options.guide:
-        return _guide_maker(options, device)
+        return _guide_maker(options, device, shape)
     if options.prompt is not None:
         return _prompt_maker(options, options.prompt, device)
+    if options.latent_guide is not None:
+        return _latent_maker(options.latent_guide, codec, shape)
     if options.boxes:
-        return lambda picture: gain_map_from_boxes(
-            options.boxes, size=picture.size, grid=grid, step=step, window=picture.window
-        )
+        return lambda picture: gain_map_from_boxes(options.boxes, size=picture.size, window=picture.window, **shape)
     if options.importance is not None:
         heat_map = _read_heat_map(options.importance)
-        return lambda picture: gain_map_from_picture(heat_map, grid=grid, step=step, window=picture.window)
+        return lambda picture: gain_map_from_picture(heat_map, window=picture.window, **shape)
+    if options.step is not None or options.grid is not None:
+        raise ValueError(
+            "--map-step and --map-grid shape a map. Ask for one: --guide, --roi, --importance, --prompt or "
+            "--latent-guide."
+        )
     return None
 
 
-def _guide_maker(options: MapOptions, device: torch.device | str) -> MapMaker:
-    guide = ShallowAttentionGuide.from_pretrained(resolve_model(options.clip))
+def _guide_maker(options: MapOptions, device: torch.device | str, shape: dict[str, Any]) -> MapMaker:
+    guide = ShallowAttentionGuide.from_pretrained(resolve_model(options.clip or DEFAULT_CLIP))
     guide.vision_model.to(device)
-    return lambda picture: _quantize(guide(picture.pixel_values[None]), picture, options)
+    return lambda picture: quantize_importance(guide(picture.pixel_values[None]), window=picture.padding, **shape)[0]
 
 
 def _prompt_maker(options: MapOptions, prompt: str, device: torch.device | str) -> MapMaker:
-    path = resolve_model(options.clip)
+    path = resolve_model(options.clip or DEFAULT_CLIP)
     clip = CLIPModel.from_pretrained(path).eval().to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    words = zero_shot_weights(clip, tokenizer, class_names=[prompt], templates=PROMPT_TEMPLATES)
-    return lambda picture: _quantize(text_importance(clip, picture.pixel_values[None], words[0]), picture, options)
+    words = zero_shot_weights(clip, tokenizer, class_names=[prompt], templates=PROMPT_TEMPLATES)[0]
+    side = options.grid or PROMPT_GRID
+    depth = min(max(1, math.ceil(math.log2(side)) - 1), MAX_DEPTH)  # of windows that are halved
+    shape: dict[str, Any] = {"grid": (side, side), "step": options.step or MAP_STEP}
+    return lambda picture: quantize_importance(
+        text_importance(clip, picture.pixel_values[None], words, depth=depth), window=picture.padding, **shape
+    )[0]
 
 
-def _quantize(importance_map: torch.Tensor, picture: PreparedPicture, options: MapOptions) -> GainMap:
-    grid = (options.grid, options.grid)
-    return quantize_importance(importance_map, grid=grid, step=options.step, window=picture.padding)[0]
+def _latent_maker(path: Path, codec: PreTrainedModel | None, shape: dict[str, Any]) -> MapMaker:
+    guide = LatentGuide.load(path)
+    if codec is None or not codec.config.has_gains or guide.fingerprint != codec.fingerprint:
+        raise ValueError(
+            f"{path} foretells maps from the latents of another codec. Give the model it was trained for."
+        )
+    guide.to(codec.device)
+
+    @torch.no_grad()
+    def make(picture: PreparedPicture) -> GainMap:
+        """From the latents of the padded picture, which the map spans, too."""
+        pixels = picture.pixel_values[None].to(codec.device, codec.dtype)
+        y = codec.g_a(pad_to_multiple(pixels, codec.config.size_divisor))
+        return quantize_importance(guide(y.float()), **shape)[0]
+
+    return make
 
 
 def _read_heat_map(path: Path) -> Image.Image | np.ndarray:

@@ -7,6 +7,9 @@ from transformers import CLIPModel
 from ..clip_inputs import clip_inputs
 
 
+MAX_DEPTH = 4
+
+
 @torch.no_grad()
 def text_importance(
     clip: CLIPModel, pixel_values: torch.Tensor, text_embeds: torch.Tensor, *, depth: int = 1
@@ -29,8 +32,8 @@ def text_importance(
     Raises:
         ValueError: If pictures and texts do not match in number or width, or a picture is too small for the windows.
     """
-    if not 1 <= depth <= 4:
-        raise ValueError(f"`depth` must be 1 to 4, got {depth}.")
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ValueError(f"`depth` must be 1 to {MAX_DEPTH}, got {depth}.")
     cells = 2 ** (depth + 1)
     if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < cells:
         raise ValueError(
@@ -70,4 +73,4 @@ def _embed(clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
     return F.normalize(embeds.float(), dim=-1)
 
 
-__all__ = ["text_importance"]
+__all__ = ["MAX_DEPTH", "text_importance"]
