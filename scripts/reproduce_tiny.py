@@ -113,7 +113,7 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         Job(name, "train_cotam", "cotam-tiny", {**options, **change}, ("clip", codec))
         for name, change in changes.items()
     ]
-    neck = {**options, "gain_range": NECK_GAINS, "coded_variants": 8}
+    neck = {**options, "gain_range": NECK_GAINS, "coded_variants": 4, "steps": 4000}
     neck |= {"mixed_precision": "bf16", "attn_implementation": "eager", "targets": ALL_TOKENS}
     transforms = {name: options[name] for name in ("quality", "data", "codec")}
     transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": TRANSFORM_GAINS}

@@ -40,3 +40,11 @@ def test_cells_are_stretched_over_the_latent_grid_and_kept_within_the_limits():
 def test_impossible_maps_are_refused(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
         GainMap(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"gain_index": ((0.9, -0.9),)}, {"step": 2.5}, {"levels": 3.5}])
+def test_fractions_are_refused_and_whole_numbers_become_integers(fields):
+    with pytest.raises(ValueError, match="must be whole"):
+        GainMap(**{"gain_index": ((0, 1),), **fields})
+    gain_map = GainMap(((0.0, 1.0),), step=2.0, levels=3.0)
+    assert gain_map == GainMap(((0, 1),)) and all(type(value) is int for value in (gain_map.step, gain_map.levels))

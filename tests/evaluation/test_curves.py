@@ -43,13 +43,14 @@ def test_bd_rate_of_a_curve_moved_by_a_fifth_is_a_fifth(method):
 
 def test_bd_rate_is_taken_over_common_values_only():
     """In log-rate, two straight lines that are apart by a factor of 2 where both are."""
-    found = bd_rate([(100, 60.0), (400, 70.0)], [(400, 65.0), (1600, 75.0)])
+    line = [(100 * 4**share, 60.0 + 10 * share) for share in (0, 0.25, 0.5, 1)]
+    found = bd_rate(line, [(4 * rate, value + 5) for rate, value in line])
     assert (found.low, found.high) == (65, 70)
     assert found.percent == pytest.approx(100, abs=1e-6)
 
 
 def test_a_point_that_another_beats_with_fewer_bytes_counts_for_nothing():
-    anchor, test = [(100, 60.0), (400, 70.0)], [(50, 60.0), (200, 70.0)]
+    anchor, test = ([(first * 4**share, 60.0 + 10 * share) for share in (0, 0.25, 0.5, 1)] for first in (100, 50))
     found = bd_rate([*anchor, (500, 69.0)], [(120, 60.0), *test])
     assert (found.percent, found.left_out) == (pytest.approx(-50, abs=1e-6), 2)
     assert bd_rate(anchor, test).left_out == 0
@@ -58,14 +59,17 @@ def test_a_point_that_another_beats_with_fewer_bytes_counts_for_nothing():
 @pytest.mark.parametrize(
     ("test", "message"),
     [
-        ([(100, 71.0), (200, 80.0)], "no value in common: one starts at 71, one ends at 70"),
-        ([(100, 61.0), (200, 61.0)], r"those of the test curve do not: its best point is \(100, 61.0\)"),
-        ([(100, 61.0)], "those of the test curve do not"),
+        ([71.0, 75.0, 78.0, 80.0], "no value in common: one starts at 71, one ends at 70"),
+        ([61.0, 61.0, 61.0, 61.0], r"those of the test curve do not: its best point is \(100, 61.0\)"),
+        ([61.0, 65.0, 69.0], "4 points or more, these have 4 and 3"),
     ],
 )
 def test_curves_that_bd_rate_cannot_compare_are_refused(test, message):
+    anchor, *others = (
+        [(100 * 2**place, value) for place, value in enumerate(values)] for values in ([60.0, 64.0, 67.0, 70.0], test)
+    )
     with pytest.raises(ValueError, match=message):
-        bd_rate([(100, 60.0), (400, 70.0)], test)
+        bd_rate(anchor, *others)
 
 
 def test_bd_rate_without_its_package_says_what_is_missing(monkeypatch):

@@ -172,7 +172,7 @@ def column(value: float) -> np.ndarray:
 def test_the_summary_has_compressais_shape_and_compares_with_the_anchor():
     points = [Point("zero-shot", "original", "", {"top1": column(80.0)})]
     for name, share in (("reconstruction", 1.0), ("d1", 0.5)):
-        for quality, (size, value) in enumerate([(400, 70.0), (100, 50.0), (200, 60.0)]):
+        for quality, (size, value) in enumerate([(400, 70.0), (100, 50.0), (200, 60.0), (800, 80.0)]):
             columns = {"bytes": column(share * size), "top1": column(value), "psnr": column(value / 2)}
             points.append(Point("zero-shot", name, f"q{quality}", columns))
     found = summarize(points)["zero-shot"]
@@ -180,9 +180,9 @@ def test_the_summary_has_compressais_shape_and_compares_with_the_anchor():
     assert (found["pictures"], found["value"]) == (50, "top1")
     original, _, d1 = found["systems"]
     assert original["results"]["top1"] == [80.0]
-    assert d1["results"]["quality"] == ["q1", "q2", "q0"]
-    assert d1["results"]["bytes"] == [50, 100, 200]
-    assert d1["results"]["psnr-rgb"] == [25, 30, 35]
+    assert d1["results"]["quality"] == ["q1", "q2", "q0", "q3"]
+    assert d1["results"]["bytes"] == [50, 100, 200, 400]
+    assert d1["results"]["psnr-rgb"] == [25, 30, 35, 40]
     assert d1["results"]["top1_interval"][0] == [50, 50]
     against = found["against_reconstruction"]
     assert set(against) == {"d1"}
@@ -194,12 +194,12 @@ def test_curves_that_cannot_be_compared_say_why():
     points = [
         Point("t", name, f"q{size}", {"bytes": column(size), "top1": column(50.0)})
         for name in ("reconstruction", "d1")
-        for size in (100, 200)
+        for size in (100, 200, 400, 800)
     ]
     found = summarize(points)["t"]["against_reconstruction"]["d1"]
     assert "grow with the rate" in found["top1_bd_rate"]
     assert found["top1_gain"]["difference"] == 0
-    assert set(summarize(points[::2])["t"]["against_reconstruction"]["d1"]) == {"top1_gain"}  # points, no curves
+    assert set(summarize(points[::4])["t"]["against_reconstruction"]["d1"]) == {"top1_gain"}  # points, no curves
 
 
 def test_a_unet_is_saved_with_the_codec_it_was_trained_for(unet, tmp_path, images):

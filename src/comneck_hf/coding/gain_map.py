@@ -35,7 +35,10 @@ class GainMap:
     levels: int = 3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "gain_index", tuple(tuple(int(level) for level in row) for row in self.gain_index))
+        rows = tuple(tuple(_whole(level, "gain_index") for level in row) for row in self.gain_index)
+        object.__setattr__(self, "gain_index", rows)
+        for name in ("step", "levels"):
+            object.__setattr__(self, name, _whole(getattr(self, name), name))
         if not 1 <= self.step <= _MAX_STEP:
             raise ValueError(f"`step` must be 1 to {_MAX_STEP} quarter octaves, got {self.step}.")
         if self.levels % 2 == 0 or not 3 <= self.levels <= _MAX_LEVELS:
@@ -86,6 +89,13 @@ class GainMap:
         columns = [column * self.columns // width for column in range(width)]
         rows = [self.gain_index[row * self.rows // height] for row in range(height)]
         return [[cells[column] for column in columns] for cells in rows]
+
+
+def _whole(number: float, name: str) -> int:
+    """A whole number as `int`; raises `ValueError` for another, which would be cut off silently."""
+    if int(number) != number:
+        raise ValueError(f"`{name}` must be whole, got {number}.")
+    return int(number)
 
 
 def quantizer_step(gain: int) -> int:

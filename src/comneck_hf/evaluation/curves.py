@@ -9,6 +9,7 @@ import numpy as np
 __all__ = ["BdRate", "Gain", "average_gain", "bd_rate", "value_at"]
 
 Curve = Sequence[tuple[float, float]]
+MIN_POINTS = 4  # of curves whose rates are compared
 
 
 def value_at(curve: Curve, rate: float) -> float:
@@ -84,18 +85,24 @@ def bd_rate(anchor: Curve, test: Curve, *, method: str = "pchip") -> BdRate:
     value another reaches with fewer bytes is left out, since nobody would use it.
 
     Args:
-        anchor, test: Pairs of a rate and a value (accuracy, PSNR); envelopes of two points or more, four for
-            `"cubic"`.
+        anchor, test: Four pairs or more of a rate and a value (accuracy, PSNR), fewer say too little of a curve;
+            envelopes of two points or more, four for `"cubic"`.
         method: `"pchip"`, `"akima"` or `"cubic"`, over the logarithm of the rate.
 
     Raises:
         ImportError: Without the extra `eval`.
-        ValueError: If an envelope has a single point, or the curves have no value in common.
+        ValueError: If a curve has fewer than four points, its envelope a single one, or the curves have no value in
+            common.
     """
     try:
         import bjontegaard
     except ImportError as error:
         raise ImportError('BD-rate needs an extra: pip install "comneck_hf[eval]"') from error
+    if min(len(anchor), len(test)) < MIN_POINTS:
+        raise ValueError(
+            f"BD-rate needs curves of {MIN_POINTS} points or more, these have {len(anchor)} and {len(test)}. Measure "
+            "more rates."
+        )
     envelopes = [_envelope(curve) for curve in (anchor, test)]
     for name, envelope in zip(("anchor", "test"), envelopes, strict=True):
         if len(envelope) < 2:

@@ -195,8 +195,9 @@ class CodecVisionModel(PreTrainedModel):
                 makes them; the codec runs inside, without bytes. With `latent_channels` channels they **are** latents.
             latents: Shape `(batch, latent_channels, height / 16, width / 16)`.
             interpolate_pos_encoding: Accept other latent grids than the tower's, with positions interpolated.
-            gain, gain_maps: What pictures are to be coded with, as in the codec's `compress`; or what the latents were
-                coded with, as `coded_gains` tells: a CoTAM whose codec has gain vectors decodes pictures with them.
+            gain, gain_maps: What pictures are to be coded with, as in the codec's `compress`; `None` leaves it to the
+                model, and a CoTAM's guide makes maps then. Or what the latents were coded with, as `coded_gains`
+                tells: a CoTAM whose codec has gain vectors decodes pictures with them.
             kwargs: `output_hidden_states` (also an index or a list of indices), `output_attentions`, `return_dict`.
 
         Raises:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, Dinov2Config
 
 from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.configuration_comneck import ComNeckVisionConfig
@@ -145,3 +145,17 @@ def test_what_is_no_batch_of_pictures_is_refused(clip):
         ShallowAttentionGuide(clip)(pictures()[0])
     with pytest.raises(ValueError, match="no vision tower"):
         ShallowAttentionGuide(clip.text_model.encoder)
+
+
+def test_a_siglip_is_loaded_with_its_own_colors_and_without_class_token(siglip, tmp_path):
+    siglip.save_pretrained(tmp_path)
+    guide = ShallowAttentionGuide.from_pretrained(str(tmp_path), layers=(0, 1))
+    assert len(guide.vision_model.encoder.layers) == 2 and guide.source == "mean_query"
+    expected = ShallowAttentionGuide(siglip, layers=(0, 1), source="mean_query", **HALF)(pictures())
+    assert torch.allclose(guide(pictures()), expected, atol=1e-6)
+
+
+def test_other_encoders_are_refused(tmp_path):
+    Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"guides are made of \['clip', 'siglip'\]"):
+        ShallowAttentionGuide.from_pretrained(str(tmp_path))

@@ -139,3 +139,17 @@ def test_known_levels_become_gain_maps():
     assert (first.levels, first.step) == (5, 3)
     with pytest.raises(ValueError, match="levels"):
         gain_maps(index)
+
+
+def test_an_offset_hides_no_differences_and_noise_makes_none():
+    ramp = torch.linspace(0, 1, 64, dtype=torch.float64).view(1, 1, 8, 8)
+    expected = quantize_importance(ramp)
+    assert {-1, 0, 1} == {level for row in expected[0].gain_index for level in row}
+    assert quantize_importance(ramp + 1e6) == expected
+    generator = torch.Generator().manual_seed(0)
+    noise = 1 + 1e-7 * torch.randn(1, 1, 8, 8, generator=generator)  # float32 keeps a few roundings of it
+    assert not any(level for row in quantize_importance(noise)[0].gain_index for level in row)
+    assert (
+        quantize_importance(ramp.bfloat16())[0].gain_index
+        == quantize_importance(ramp.bfloat16().double())[0].gain_index
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoModel, CLIPVisionModel
 
 from comneck_hf import (
@@ -17,6 +18,7 @@ from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.clip_inputs import clip_inputs
 from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.cotam.guide_cotam import ShallowAttentionGuide
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 from comneck_hf.training.initialization import init_transforms_from_images
@@ -276,3 +278,26 @@ def test_a_codec_with_vectors_decodes_at_the_gains_of_the_bitstreams(codec, clip
             needy(latents=latents)
     alone = CotamModel.from_codec_and_clip(richer, clip, use_reconstruction_prior=False).eval()
     assert alone(latents=latents).image_embeds.shape == (3, 16)  # no picture, no gains
+
+
+@torch.no_grad()
+def test_whose_attention_guides_is_configured(cotam, clip, pictures):
+    model = cotam(guide_source="mean_query")
+    assert torch.equal(model.importance(pictures), ShallowAttentionGuide(clip, source="mean_query")(pictures))
+    assert model.gain_maps(pictures) != cotam().gain_maps(pictures)
+    with pytest.raises(StrictDataclassClassValidationError, match="guide_source"):
+        cotam(guide_source="patches")
+
+
+@torch.no_grad()
+def test_a_tower_without_adapter_checks_the_grid_as_one_with(cotam, pictures):
+    model = cotam(use_adapter=False)
+    wide = torch.cat([pictures, pictures], dim=3)
+    latents = model.encode(wide, gain_maps=None).latents
+    with pytest.raises(ValueError, match="grid of 4x8, but the tower was built for 4x4"):
+        model(latents=latents)
+    assert model(latents=latents, interpolate_pos_encoding=True).last_hidden_state.shape[1] == 33
+    tower, small = model.vision_model, model.encode(pictures, gain_maps=None).latents
+    tokens = tower.picture_tokens(pictures)
+    with pytest.raises(ValueError, match="not both"):
+        tower(latents=small, reconstruction=pictures, picture_tokens=tokens)

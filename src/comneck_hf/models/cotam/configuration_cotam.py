@@ -10,6 +10,9 @@ from ...coding.gain_map import GainMap
 from ..codec_vision_config import CodecVisionConfig, LatentVisionConfig
 
 
+GUIDE_SOURCES = ("cls", "mean_query")
+
+
 @strict
 class CotamVisionConfig(LatentVisionConfig):
     r"""Configuration of [`CotamVisionModel`]: CLIP vision tower with an adapter beside the decoded picture.
@@ -87,8 +90,10 @@ class CotamConfig(CodecVisionConfig):
         Whether CLIP's shallow attention decides where the bits of a picture go, unless `gain_maps` say so.
     guide_layers (`list[int]`, *optional*, defaults to `[0, 1, 2]`):
         CLIP layers whose attention is averaged, counted from 0.
+    guide_source (`str`, *optional*, defaults to `"cls"`):
+        Whose attention: the class token's, or with `"mean_query"` the mean of the patches'.
     guide_grid (`list[int]`, *optional*, defaults to `[8, 8]`):
-        Rows and columns of the gain map of a picture.
+        Rows and columns of the gain map of a picture, as far as CLIP has so many patches.
     guide_threshold (`float`, *optional*, defaults to 0.75):
         How many standard deviations from the mean a cell of the importance map has to be for another gain.
     guide_levels (`int`, *optional*, defaults to 3):
@@ -105,6 +110,7 @@ class CotamConfig(CodecVisionConfig):
 
     use_guide: bool = True
     guide_layers: list[int] | tuple[int, ...] = field(default_factory=lambda: [0, 1, 2])
+    guide_source: str = "cls"
     guide_grid: list[int] | tuple[int, ...] = field(default_factory=lambda: [8, 8])
     guide_threshold: float | int = 0.75
     guide_levels: int = 3
@@ -120,6 +126,8 @@ class CotamConfig(CodecVisionConfig):
         layers = self.vision_config.num_hidden_layers
         if not self.guide_layers or not all(0 <= layer < layers for layer in self.guide_layers):
             raise ValueError(f"`guide_layers` must be some of 0 to {layers - 1}, got {list(self.guide_layers)}.")
+        if self.guide_source not in GUIDE_SOURCES:
+            raise ValueError(f"`guide_source` must be one of {GUIDE_SOURCES}, got {self.guide_source!r}.")
         if len(self.guide_grid) != 2 or min(self.guide_grid) < 1:
             raise ValueError(f"`guide_grid` must be [rows, columns], got {list(self.guide_grid)}.")
         if not self.guide_threshold > 0:
@@ -134,4 +142,4 @@ class CotamConfig(CodecVisionConfig):
             raise ValueError("The tower reads decoded pictures, but the codec has `build_synthesis=False`. Set it.")
 
 
-__all__ = ["CotamConfig", "CotamVisionConfig"]
+__all__ = ["GUIDE_SOURCES", "CotamConfig", "CotamVisionConfig"]

@@ -4,13 +4,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from ..clip_inputs import clip_inputs
+from .configuration_cotam import GUIDE_SOURCES
 
 
-SOURCES = ("cls", "mean_query")
+_ENCODERS = {  # with mean and standard deviation of the colors that they were trained on
+    "clip": (CLIPVisionModel, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip": (SiglipVisionModel, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+}
 
 # Queries whose attention is held at a time where it is averaged over all of them
 _QUERIES_PER_CHUNK = 64
@@ -52,8 +61,8 @@ class ShallowAttentionGuide:
         self.vision_model = _vision_tower(vision_model)
         self.layers = _resolve_layers(layers, len(self.vision_model.encoder.layers))
         self.has_class_token = hasattr(self.vision_model.embeddings, "class_embedding")
-        if source not in SOURCES:
-            raise ValueError(f"`source` must be one of {SOURCES}, got {source!r}.")
+        if source not in GUIDE_SOURCES:
+            raise ValueError(f"`source` must be one of {GUIDE_SOURCES}, got {source!r}.")
         if source == "cls" and not self.has_class_token:
             raise ValueError(
                 f"`source` is 'cls', but {type(self.vision_model).__name__} has no class token. Use 'mean_query'."
@@ -63,22 +72,30 @@ class ShallowAttentionGuide:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, layers: Sequence[int] = (0, 1, 2), **kwargs: object
+        cls, name: str, *, layers: Sequence[int] = (0, 1, 2), source: str | None = None, **kwargs: object
     ) -> "ShallowAttentionGuide":
-        """The guide alone, for an edge device: of a CLIP only the layers that are needed are loaded.
+        """The guide alone, for an edge device: of an encoder only the layers that are needed are loaded.
 
         Args:
-            name: Folder or Hub id of a `CLIPModel` or `CLIPVisionModel`.
+            name: Folder or Hub id of a CLIP or SigLIP, or of its vision tower.
             layers: As in the constructor.
-            **kwargs: For `CLIPVisionModel.from_pretrained`, such as `dtype`.
+            source: As in the constructor; by default `"cls"` for a CLIP, `"mean_query"` for a SigLIP.
+            **kwargs: For the tower's `from_pretrained`, such as `dtype`.
 
         Raises:
-            ValueError: If a layer does not exist.
+            ValueError: If the model is neither, or a layer does not exist.
         """
-        config = CLIPVisionConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+        config = getattr(config, "vision_config", config)
+        kind = config.model_type.removesuffix("_vision_model")
+        if kind not in _ENCODERS:
+            raise ValueError(f"{name!r} is a {config.model_type!r}; guides are made of {sorted(_ENCODERS)}.")
+        encoder, mean, std = _ENCODERS[kind]
         chosen = _resolve_layers(layers, config.num_hidden_layers)
         config.num_hidden_layers = chosen[-1] + 1
-        return cls(CLIPVisionModel.from_pretrained(name, config=config, **kwargs).eval(), layers=chosen)
+        tower = encoder.from_pretrained(name, config=config, **kwargs).eval()
+        source = source or ("cls" if kind == "clip" else "mean_query")
+        return cls(tower, layers=chosen, source=source, mean=mean, std=std)
 
     @property
     def grid(self) -> tuple[int, int]:

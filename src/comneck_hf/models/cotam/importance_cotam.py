@@ -5,8 +5,9 @@ import torch
 from ...coding.gain_map import GainMap
 
 
-# A spread below this share of the largest cell is rounding noise of float32 maps, not a difference of importance
-_SMALLEST_SPREAD = 1e-5
+# A spread below this share of a map's largest value, or this many of its roundings, is noise of its computation and no
+# difference of importance
+_SMALLEST_SPREAD, _ROUNDINGS = 1e-5, 100
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -91,7 +92,7 @@ def quantize_importance(
 
     Args:
         importance_map: Shape `(batch, 1, height, width)`, any scale.
-        grid: Rows and columns of the gain maps; no more than the importance map has.
+        grid: Rows and columns of the gain maps; the importance map's own where those are fewer.
         threshold: In standard deviations; 0.75 in the paper.
         levels: How many levels there are, odd; 3 in the paper.
         step: Quarter octaves of gain per level.
@@ -107,14 +108,22 @@ def quantize_importance(
         raise ValueError(f"`threshold` must be above 0 standard deviations, got {threshold}.")
     _check_shape(importance_map)
     height, width = importance_map.shape[-2:]
-    cells = pool_importance(importance_map, (min(grid[0], height), min(grid[1], width)), window=window)
-    largest = cells.abs().amax(dim=(1, 2, 3), keepdim=True)
-    cells = cells / torch.where(largest > 0, largest, 1)
+    values = importance_map.to(torch.float64)
+    values = values - values.mean(dim=(2, 3), keepdim=True)  # large offsets would hide small differences
+    cells = pool_importance(values, (min(grid[0], height), min(grid[1], width)), window=window)
+    noise = _smallest_spread(importance_map)
     spread = cells.std(dim=(1, 2, 3), correction=0, keepdim=True)
     deviation = (cells - cells.mean(dim=(1, 2, 3), keepdim=True)) / (threshold * spread)
     distance = (deviation.abs().ceil() - 1).clamp(0, levels // 2)
-    index = torch.where(spread > _SMALLEST_SPREAD, deviation.sign() * distance, 0)
+    index = torch.where(spread > noise, deviation.sign() * distance, 0)
     return gain_maps(index[:, 0], levels=levels, step=step)
+
+
+def _smallest_spread(importance_map: torch.Tensor) -> torch.Tensor:
+    """Below this the spread of a map is noise: float64 `(batch, 1, 1, 1)`."""
+    rounding = torch.finfo(importance_map.dtype).eps if importance_map.is_floating_point() else 0.0
+    largest = importance_map.abs().amax(dim=(1, 2, 3), keepdim=True).to(torch.float64)
+    return min(_SMALLEST_SPREAD, _ROUNDINGS * rounding) * largest
 
 
 def gain_maps(gain_index: torch.Tensor, *, levels: int = 3, step: int = 2) -> list[GainMap]:

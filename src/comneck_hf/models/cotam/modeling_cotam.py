@@ -122,6 +122,8 @@ class CotamVisionModel(LatentVisionModel):
         if latents is None:
             embeddings = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
             return self._features(self.pre_layrnorm(embeddings), **kwargs)
+        if reconstruction is not None and picture_tokens is not None:
+            raise ValueError("Pass `reconstruction` or `picture_tokens`, which are made of it, not both.")
         needs_picture = self.config.reads_pictures
         if needs_picture == (reconstruction is None and picture_tokens is None):
             raise ValueError(
@@ -130,8 +132,14 @@ class CotamVisionModel(LatentVisionModel):
                 if needs_picture
                 else "This tower has `use_reconstruction_prior=False` and reads `latents` alone."
             )
+        grid = tuple(latents.shape[2:])
+        if self.adapter is None and grid != self.config.latent_grid and not interpolate_pos_encoding:
+            raise ValueError(
+                f"The latents have a grid of {grid[0]}x{grid[1]}, but the tower was built for "
+                f"{self.config.latent_grid[0]}x{self.config.latent_grid[1]}. Pass `interpolate_pos_encoding=True`."
+            )
         if reconstruction is not None:
-            picture_tokens = self.picture_tokens(reconstruction, grid=tuple(latents.shape[2:]))
+            picture_tokens = self.picture_tokens(reconstruction, grid=grid)
         tokens = self.tokens(latents, picture_tokens, interpolate_pos_encoding=bool(interpolate_pos_encoding))
         return self._features(tokens, **kwargs)
 
@@ -192,7 +200,9 @@ class CotamModel(CodecVisionModel):
     @property
     def guide(self) -> ShallowAttentionGuide:
         """What makes the importance maps, on the tower's own layers."""
-        return ShallowAttentionGuide(self.vision_model, layers=self.config.guide_layers)
+        return ShallowAttentionGuide(
+            self.vision_model, layers=self.config.guide_layers, source=self.config.guide_source
+        )
 
     @torch.no_grad()
     def importance(self, pixel_values: torch.Tensor) -> torch.Tensor:
