@@ -101,10 +101,9 @@ def encode(
     from .maps import MapOptions, coder_and_map, parse_box
     from .streams import check_gains, encode_files
 
-    boxes = tuple(parse_box(box) for box in roi or ())
     options = MapOptions(
         guide=bool(guide),
-        boxes=boxes,
+        boxes=tuple(parse_box(box) for box in roi or ()),
         importance=importance,
         prompt=prompt,
         latent_guide=latent_guide,
@@ -112,10 +111,7 @@ def encode(
         step=map_step,
         grid=map_grid,
     )
-    wanted = {"gain": gain, "quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
-    rate = {name: value for name, value in wanted.items() if value is not None}
-    if len(rate) > 1:
-        raise typer.BadParameter("--gain, --quality, --target-bytes and --target-bpp exclude one another.")
+    rate = _only_one(gain=gain, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
     pairs = pair_files(images, output, reads=PICTURE_SUFFIXES, writes=[BITSTREAM_SUFFIX], overwrite=force)
     coder, make_map = coder_and_map(model, options, guide, **placement(device, dtype))
     if rate or make_map is not None:
@@ -128,3 +124,12 @@ def encode(
         quiet,
     )
     report(results, coding_line, quiet, as_json)
+
+
+def _only_one(**options: float | None) -> dict[str, float]:
+    """The option that is set, if one is; raises where it is not the only one."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if len(found) > 1:
+        words = [f"--{name.replace('_', '-')}" for name in options]
+        raise typer.BadParameter(f"{', '.join(words[:-1])} and {words[-1]} exclude one another.")
+    return found
