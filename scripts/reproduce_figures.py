@@ -103,7 +103,7 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     one_rate = tuple(f"{name}={packed(name, quality)}" for name in ("d1", "d3") for quality in QUALITIES)
     any_rate = (f"d1, any rate={runs / 'd1-anyrate' / 'model'}", f"CoTAM without map={runs / 'eval' / WITHOUT_MAP}")
     words = (*photographs, "--questions_data", str(data / "easy_vqa"), "--one_rate", *one_rate, "--any_rate")
-    words += (*any_rate, "--work_dir", str(runs / "eval" / "any_rate_tiny"))
+    words += (*any_rate, "--work_dir", str(runs / "eval"))
     yield Measurement("any_rate_tiny", (*one_rate, *any_rate), words, "evaluate_any_rate.py")
 
 
@@ -133,7 +133,7 @@ def run(measurement: Measurement, output: Path, runs: Path) -> str:
         subprocess.run([*script, "--output", str(file)], check=True, env=threads)
         return measurement.name
     words = [word for model in measurement.models for word in ("--model", model)]
-    words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval" / measurement.name)]
+    words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval")]
     subprocess.run([COMNECK, "eval", *words, "--quiet"], check=True, env=threads)
     subprocess.run([COMNECK, "plot", str(file), "--output", str(file.with_suffix(".png")), "--force"], check=True)
     return measurement.name

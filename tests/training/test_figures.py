@@ -54,7 +54,7 @@ def test_a_measurement_leaves_its_numbers_and_a_figure(data_folder, tmp_path):
     assert [system["name"] for system in task["systems"]] == ["reconstruction", "one", "other"]
     with Image.open(tmp_path / "results" / "small.png") as figure:
         assert min(figure.size) > 200
-    assert list((tmp_path / "runs" / "eval" / "small").iterdir())
+    assert [file.suffix for file in (tmp_path / "runs" / "eval").iterdir()] == [".safetensors"] * 3
 
 
 def test_post_processing_is_measured_where_it_is_trained(tmp_path):

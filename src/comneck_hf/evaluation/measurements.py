@@ -1,5 +1,6 @@
 """Runs baselines over tasks, picture by picture, and sums them up with intervals."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,9 @@ def measure_all(
             else:
                 columns = measure(baseline, task, rank=rank, progress=progress and rank == 0, **options)
                 if rank == 0:
-                    save_file(dict(columns), file.with_suffix(".part"))
-                    file.with_suffix(".part").replace(file)
+                    part = file.with_suffix(f".{os.getpid()}.part")  # others may measure the same
+                    save_file(dict(columns), part)
+                    part.replace(file)
             if columns:  # nothing is measured of pictures that were not coded and are not asked about
                 points.append(Point(task.name, baseline.name, baseline.quality, columns))
     return points
