@@ -32,7 +32,6 @@ TARGETS = {
     "class token": "progressive",
     "all tokens, last layer": "all-tokens",
     "all tokens, layer before": "penultimate",
-    "class token, cosine": "cosine",
 }
 
 

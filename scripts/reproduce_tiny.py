@@ -136,7 +136,6 @@ def ablations(data: Path, output: Path) -> list[Job]:
         "distillation": {"preset": "distillation"},
         "all-tokens": {"targets": ["image_embeds", "last_hidden_state"]},
         "penultimate": {"targets": ALL_TOKENS},
-        "cosine": {"preset": "cosine"},
     }
     jobs = [
         Job(f"ablation-{name}", "train_comneck", "comneck-tiny-ablation", {**options, **change}, ("clip", codec))
