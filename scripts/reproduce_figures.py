@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -23,7 +24,9 @@ from comneck_hf import CotamModel
 ROOT = Path(__file__).parents[1]
 SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
-COTAM, WITHOUT_MAP = ROOT / "weights" / "comneck-tiny-cotam-q3", "cotam-without-map"
+COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
+WITHOUT_MAP, SMALL_MAP = "cotam-without-map", "cotam-small-map"
+COTAM_CHANGES: dict[str, dict[str, Any]] = {WITHOUT_MAP: {"use_guide": False}, SMALL_MAP: {"guide_grid": [4, 4]}}
 # label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
 CODECS = {"ELIC": "progressive", "TIC": "tic"}
 LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
@@ -87,9 +90,10 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("rate_accuracy_tiny", family, (*photographs, *zero_shot, *distortion, *both, *cleaned, *files))
     yield Measurement("mllm_tiny", family, (*thousand, "--task", "naming", *questions, *both, *cleaned))
     few_shot = ("--task", "few-shot", "--task", "few-shot-leaky", *llava)
-    yield Measurement("few_shot_tiny", family, (*photographs, *few_shot, "--episodes", "500", *both))
+    frozen, machines = (tuple(packed(scenario, quality) for quality in QUALITIES) for scenario in ("d1", "d3"))
+    yield Measurement("few_shot_tiny", frozen + machines, (*photographs, *few_shot, "--episodes", "500", *both))
     gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
-    cotam = (str(COTAM), f"cotam without map={runs / 'eval' / WITHOUT_MAP}")
+    cotam = (str(COTAM), *(f"{name.replace('-', ' ')}={runs / 'eval' / name}" for name in COTAM_CHANGES))
     yield Measurement("cotam_tiny", cotam, (*thousand, *zero_shot, *both, *gains))
     recipe = (*thousand, *zero_shot, *both)
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
@@ -117,11 +121,12 @@ def post_processing(runs: Path) -> tuple[str, ...]:
     return tuple(word for folder in folders if folder.exists() for word in ("--baseline", f"post-processing={folder}"))
 
 
-def save_without_map(folder: Path) -> None:
-    """The packed CoTAM, told not to send its guide's map."""
-    model = CotamModel.from_pretrained(COTAM)
-    model.config.use_guide = False
-    model.save_pretrained(folder)
+def save_variants(folder: Path) -> None:
+    """The packed CoTAM with other guides, which need no training: a folder for each of `COTAM_CHANGES`."""
+    for name, changes in COTAM_CHANGES.items():
+        model = CotamModel.from_pretrained(COTAM)
+        model.config.update(changes)
+        model.save_pretrained(folder / name)
 
 
 def run(measurement: Measurement, output: Path, runs: Path) -> str:
@@ -146,7 +151,7 @@ def main(args: Arguments) -> None:
         if not args.only or measurement.name.startswith(tuple(args.only))
     ]
     if any(measurement.name in ("cotam_tiny", "any_rate_tiny") for measurement in chosen):
-        save_without_map(runs / "eval" / WITHOUT_MAP)
+        save_variants(runs / "eval")
     for measurement in list(chosen):
         folders = [Path(model.rpartition("=")[2]) for model in measurement.models]
         missing = [str(folder) for folder in folders if folder.is_relative_to(runs) and not folder.exists()]

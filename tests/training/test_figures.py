@@ -15,6 +15,7 @@ from comneck_hf.cli import app
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
+from comneck_hf.models.elic.quantization_elic import synthetic_pictures
 
 from .launch import load_script
 
@@ -37,7 +38,11 @@ def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_pat
             assert options["model"] == list(measurement.models) and options["task"]
         for folder in (Path(model.rpartition("=")[2]) for model in measurement.models):
             if folder.is_relative_to(tmp_path):
-                assert folder.parent.name in trained or folder == tmp_path / "eval" / script.WITHOUT_MAP
+                assert (
+                    folder.parent.name in trained
+                    or folder.parent == tmp_path / "eval"
+                    and folder.name in script.COTAM_CHANGES
+                )
             else:
                 assert (folder / "config.json").exists() or str(folder) == "comneck-tiny-d1-q2"
         names.append(measurement.name)
@@ -80,15 +85,19 @@ def test_the_complexity_of_the_paper_is_written(tmp_path):
     assert parts["U-Net"]["num_params"] == 31_037_763
 
 
-def test_the_cotam_without_map_codes_alike_but_without_it(tmp_path, monkeypatch):
+def test_variants_of_the_cotam_differ_in_their_guide_alone(tmp_path, monkeypatch):
     script = load_script("reproduce_figures")
     codec = ElicModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2"))
     clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
     CotamModel.from_codec_and_clip(codec, clip, quality=2).save_pretrained(tmp_path / "with")
     monkeypatch.setattr(script, "COTAM", tmp_path / "with")
-    script.save_without_map(tmp_path / "without")
-    assert CotamModel.from_pretrained(tmp_path / "with").config.use_guide
-    assert not CotamModel.from_pretrained(tmp_path / "without").config.use_guide
+    script.save_variants(tmp_path / "variants")
+    sizes = []
+    for folder in ("with", "variants/cotam-small-map", "variants/cotam-without-map"):
+        model = CotamModel.from_pretrained(tmp_path / folder).eval()
+        (gain_map,) = model.coded_gains(model.compress(synthetic_pictures(128, 1)))["gain_maps"]
+        sizes.append(None if gain_map is None else (gain_map.rows, gain_map.columns))
+    assert sizes == [(8, 8), (4, 4), None]
 
 
 def test_the_script_compares_necks_for_one_codec(object_pack, tmp_path):
