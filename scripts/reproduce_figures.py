@@ -29,7 +29,7 @@ WITHOUT_MAP, SMALL_MAP = "cotam-without-map", "cotam-small-map"
 COTAM_CHANGES: dict[str, dict[str, Any]] = {WITHOUT_MAP: {"use_guide": False}, SMALL_MAP: {"guide_grid": [4, 4]}}
 # label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
 CODECS = {"ELIC": "progressive", "TIC": "tic"}
-LAYERS = {f"{layers} layers": f"skip{layers}" for layers in (0, 1, 4)} | {"2 layers": "progressive"}
+LAYERS = {"0 layers": "skip0", "1 layer": "skip1", "2 layers": "progressive", "4 layers": "skip4"}
 LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
 TARGETS = {
     "class token": "progressive",
@@ -99,8 +99,9 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), recipe)
     yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*recipe, *questions))
-    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), (*recipe, *distortion))
-    losses, objects = ablations(runs, LOSSES), str(data / "coco_eval_256")
+    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), recipe)
+    losses = ablations(runs, LOSSES | {"progressive, all tokens": "penultimate"})
+    objects = str(data / "coco_eval_256")
     words = ("--data", objects, "--models", *losses)
     yield Measurement("token_errors_tiny", losses, words, "evaluate_token_errors.py")
     one_rate = tuple(f"{name}={packed(name, quality)}" for name in ("d1", "d3") for quality in QUALITIES)
