@@ -193,6 +193,9 @@ class PostProcessing(Reconstruction):
             received.pixel_values = self.unet(padded)[..., :height, :width]
         return received
 
+    def look(self, received: Received, size: tuple[int, int]) -> None:
+        """Nothing: the U-Net paints for CLIP, people look at what the codec decodes."""
+
 
 class Latents(Baseline):
     """ComNeck or CoTAM: latents into the tower.
