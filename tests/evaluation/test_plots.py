@@ -41,6 +41,8 @@ def test_every_system_is_a_curve_and_uncoded_pictures_a_line(tmp_path):
     size = Image.open(path).size
     plot_curves({"one": ([first], "top1"), "two": ([second], "top1")}, path, rate="bpp")
     assert Image.open(path).size == (2 * size[0], size[1])
+    assert {(31, 119, 180), (255, 127, 14)} <= colors(path)  # a system has one color in all panels
+    plot_curves({"one": ([first], "top1"), "two": ([first], "bpp")}, path)
     assert (255, 127, 14) not in colors(path)
 
 

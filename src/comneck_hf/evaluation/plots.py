@@ -93,6 +93,8 @@ def plot_curves(
         raise ValueError(f"`rate` must be one of {sorted(_RATE_NAMES)}, got {rate!r}.")
     figure = Figure(figsize=(6.2 * len(panels), 4.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    coded = [system["name"] for systems, _ in panels.values() for system in systems if rate in system["results"]]
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(coded))}  # the same in all panels
     for axis, (title, (systems, value)) in zip(axes, panels.items(), strict=True):
         drawn = [system for system in systems if value in system["results"]]
         if not drawn:
@@ -103,7 +105,7 @@ def plot_curves(
             _draw_rows(axis, drawn, value, rate)
             continue
         for system in drawn:
-            _draw_system(axis, system, value, rate)
+            _draw_system(axis, system, value, rate, colors)
         axis.set(xscale="log", xlabel=_RATE_NAMES[rate], ylabel=_VALUE_NAMES.get(value, value))
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:,g}")
@@ -136,7 +138,7 @@ def _draw_rows(axis: Axes, systems: Sequence[Mapping[str, Any]], value: str, rat
     axis.grid(alpha=0.3, axis="x")
 
 
-def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -> None:
+def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str, colors: Mapping[str, str]) -> None:
     name, results = system["name"], system["results"]
     if rate not in results:
         axis.axhline(results[value][0], color="black", lw=1, ls="--", label=f"{name} pictures")
@@ -148,7 +150,7 @@ def _draw_system(axis: Axes, system: Mapping[str, Any], value: str, rate: str) -
         low, high = np.array([results[f"{value}_interval"][place] for place in measured]).T
         errors = np.stack([values - low, high - values])
     rates = np.array([results[rate][place] for place in measured])
-    axis.errorbar(rates, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name)
+    axis.errorbar(rates, values, yerr=errors, fmt="o-", ms=4, capsize=2, label=name, color=colors[name])
 
 
 def plot_strides(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
