@@ -69,7 +69,7 @@ def test_a_tic_is_trained_from_pictures_and_then_at_another_rate(data_folder, tm
     entries = json.loads((tmp_path / "base" / "log.json").read_text())["log"]
     assert sum("loss" in entry for entry in entries) == 4
     base = TicModel.from_pretrained(tmp_path / "base" / "model")
-    assert base.config.num_heads == [2, 2, 2, 3] and base.config.lmbda == 0.008
+    assert base.config.num_heads == [2, 2, 2, 3] and base.config.lmbda == read("comneck-tiny-tic.yaml").lmbda
     again = ["--data", data_folder, *words[words.index("--calibration_pictures") : -1]]
     again += ["--crop_size", 64, "--codec", tmp_path / "base" / "model", "--quality", 1, "--lmbda", 0.001]
     run_script("train_codec", CONFIGS / "comneck-tiny-codec.yaml", *again, "--output_dir", tmp_path / "low")
