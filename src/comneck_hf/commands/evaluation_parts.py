@@ -135,23 +135,26 @@ class Parts:
         return Latents(model.to(memory_format=torch.channels_last), name=curve or None, gain=gain)
 
     @cached_property
-    def _codecs_of_curves(self) -> dict[str, set[str]]:
-        """Contents of the codecs that decode pictures, by the curves of their models."""
-        curves: dict[str, set[str]] = {}
-        for name in self.models:
-            if self._config(name).shows_pictures:
-                curve, folder = _split_name(name)
-                curves.setdefault(curve, set()).add(content_digest(load_codec(folder)))
-        return curves
+    def _codec_digests(self) -> dict[str, str]:
+        """Contents of the codecs that decode pictures, by the names of their models."""
+        shown = [name for name in self.models if self._config(name).shows_pictures]
+        return {name: content_digest(load_codec(_split_name(name)[1])) for name in shown}
 
-    @cached_property
+    @property
     def _codec_owners(self) -> list[str]:
         """The first model with each of the codecs that decode pictures."""
         owners: dict[str, str] = {}
-        for name in self.models:
-            if self._config(name).shows_pictures:
-                owners.setdefault(content_digest(load_codec(_split_name(name)[1])), name)
+        for name, digest in self._codec_digests.items():
+            owners.setdefault(digest, name)
         return list(owners.values())
+
+    @property
+    def _curves_share_codecs(self) -> bool:
+        """Whether all curves have the same codecs, so that their decoded pictures are one curve."""
+        curves: dict[str, set[str]] = {}
+        for name, digest in self._codec_digests.items():
+            curves.setdefault(_split_name(name)[0], set()).add(digest)
+        return len({frozenset(digests) for digests in curves.values()}) == 1
 
     def _config(self, name: str) -> CodecVisionConfig:
         config = load_model_config(_split_name(name)[1])
@@ -162,8 +165,7 @@ class Parts:
     def _reconstruction(self, name: str, gain: float | None) -> Reconstruction:
         curve, folder = _split_name(name)
         config = self._config(name)
-        share_codecs = len({frozenset(codecs) for codecs in self._codecs_of_curves.values()}) == 1
-        owner = "" if share_codecs else curve
+        owner = "" if self._curves_share_codecs else curve
         owner = owner or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
         codec = self._load_codec(folder)
         quality = f"q{config.quality}" if config.quality else ""

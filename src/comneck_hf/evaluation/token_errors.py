@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from ..models.clip_inputs import clip_inputs
+from ..training.augmentation import center_crop
 from ..training.content import model_parts
 from .baselines import Baseline, Received
 from .intervals import Columns, mean_of, percentile_interval, resample
@@ -61,9 +62,7 @@ def load_object_pictures(path: str | Path, *, side: int, grid: int, split: str =
             continue
         scale = side / min(row["image"].size)
         size = [max(side, round(length * scale)) for length in row["image"].size]
-        picture = picture_tensor(row["image"].convert("RGB").resize(size))
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        images.append(picture[:, top : top + side, left : left + side])
+        images.append(center_crop(picture_tensor(row["image"].convert("RGB").resize(size)), side))
         regions.append(region)
     if not images:
         raise ValueError(f"No picture of {path} has objects on {_SHARES[0]:.0%} to {_SHARES[1]:.0%} of it.")
