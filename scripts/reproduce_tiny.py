@@ -75,10 +75,15 @@ def family(data: Path, output: Path) -> list[Job]:
             jobs.append(
                 Job(f"{scenario}-q{quality}", "train_comneck", f"comneck-tiny-{scenario}", joint, (f"d1-q{quality}",))
             )
-        for scenario in ("d1", "d2", "d3"):
+        whole = f"whole-clip-d1-q{quality}"
+        jobs.append(Job(whole, "train_comneck", "comneck-tiny-whole-clip", start, ("clip", codec)))
+        for scenario in ("d2", "d3"):
             trained = f"{scenario}-q{quality}"
-            more = {**parts, "model": output / trained / "model"} | ({} if scenario == "d1" else {"steps": 1000})
-            jobs.append(Job(f"all-tokens-{trained}", "train_comneck", "comneck-tiny-all-tokens", more, (trained,)))
+            more = {**parts, "model": output / trained / "model", "neck": output / whole / "model"}
+            more |= {"steps": 1500, "learning_rate": 1e-3}
+            jobs.append(
+                Job(f"whole-clip-{trained}", "train_comneck", "comneck-tiny-whole-clip", more, (trained, whole))
+            )
         behind = {**parts, "model": output / f"d1-q{quality}" / "model"}
         jobs.append(Job(f"post-q{quality}", "train_comneck", "comneck-tiny-post", behind, (f"d1-q{quality}",)))
     return jobs + recipes(data, output) + any_rate(data, output) + ablations(data, output)

@@ -46,6 +46,9 @@ class ComNeckArguments(TeachingArguments):
 
     calibration_pictures: int = field(default=64, metadata={"help": "from which integer networks are derived"})
     model: str | None = field(default=None, metadata={"help": "ComNeck model to start from, instead of a fresh neck"})
+    neck: str | None = field(
+        default=None, metadata={"help": "ComNeck model whose neck and CLIP layers take the place of those of `model`"}
+    )
     templates_file: str = field(default=str(TEMPLATES_FILE), metadata={"help": "JSON list of prompt templates"})
     scenario: str = field(default="d1", metadata={"help": "d1, d2, d3 or post-processing"})
     lmbda: float = field(default=1.0, metadata={"help": "of the joint stage, for distortion and distillation"})
@@ -73,8 +76,14 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
     A trained model whose codec stays as it is (scenario d1) goes on under its own name.
     """
     trains_codec = args.scenario in ("d2", "d3")
+    if args.neck is not None and args.model is None:
+        raise ValueError(
+            "`neck` takes the place of a model's neck. Name that model with `model`, or start from `neck`."
+        )
     if args.model is not None:
         model = ComNeckModel.from_pretrained(args.model)
+        if args.neck is not None:
+            replace_neck(model, ComNeckModel.from_pretrained(args.neck))
         if trains_codec:
             model.codec = restore_entropy_networks(model.codec)
             model.config.update(
@@ -90,6 +99,16 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         num_skipped_layers=args.num_skipped_layers,
         post_layernorm_repeats=find_preset(PRESETS, args.preset).post_layernorm_repeats,
     )
+
+
+def replace_neck(model: ComNeckModel, other: ComNeckModel) -> None:
+    """Gives a model the neck, and with it the CLIP layers, of another one for the same CLIP and latents."""
+    own, theirs = model.config.vision_config, other.config.vision_config
+    same_latents = (own.latent_channels, own.latent_grid) == (theirs.latent_channels, theirs.latent_grid)
+    if not (same_latents and torch.equal(model.visual_projection.weight, other.visual_projection.weight)):
+        raise ValueError("`neck` and `model` were made for different CLIPs or latents. Choose two of one family.")
+    model.vision_model = other.vision_model
+    model.config.vision_config = theirs
 
 
 def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel) -> Dataset:

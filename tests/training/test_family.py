@@ -28,18 +28,19 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
         words = [str(script.CONFIGS / f"{job.config}.yaml"), "--output_dir", "run"]
         words += script.option_words(job.options)
         args = parse_arguments(getattr(load_script(job.script), ARGUMENTS[job.script]), words)
-        for value in (getattr(args, name, None) for name in ("codec", "clip", "model")):
+        for value in (getattr(args, name, None) for name in ("codec", "clip", "model", "neck")):
             if value is not None:
                 assert value.split("/")[-2] in names[:number]
         if job.script == "train_cotam" or job.name in ("d1-anyrate", "codec-variable"):
             gains = script.TRANSFORM_GAINS if job.script == "train_codec" else script.NECK_GAINS
             assert args.gain_range == gains and args.quality == script.ANY_RATE
-        elif job.name.startswith("all-tokens"):
-            assert args.scenario == "d1" and job.needs == (job.name.removeprefix("all-tokens-"),)
-            assert (args.targets, args.model) == (
-                script.ALL_TOKENS,
-                str(tmp_path / "runs" / job.needs[0] / "model"),
-            )
+        elif job.name.startswith("whole-clip"):
+            trained, runs = job.name.removeprefix("whole-clip-"), tmp_path / "runs"
+            assert (args.scenario, args.targets, args.num_skipped_layers) == ("d1", script.ALL_TOKENS, 0)
+            frozen = str(runs / f"codec-{trained[-2:]}" / "model")
+            joint = (str(runs / trained / "model"), str(runs / f"whole-clip-d1-{trained[-2:]}" / "model"))
+            expected = (frozen, None, None) if trained.startswith("d1") else (None, *joint)
+            assert (args.codec, args.model, args.neck) == expected
         elif job.name[:2] in ("d1", "d2", "d3"):
             assert (args.scenario, args.quality) == (job.name[:2], int(job.name[-1]))
 

@@ -198,24 +198,45 @@ def test_a_codec_without_float_entropy_networks_trains_jointly(
     assert ElicModel.from_pretrained(tmp_path / "model").config.build_entropy_networks
 
 
-def test_a_neck_goes_on_for_all_tokens_and_its_model_stays_what_it_was(
-    data_folder, codec_folder, clip_folder, tmp_path
+def test_a_neck_goes_on_behind_another_codec_whose_model_stays_what_it_was(
+    data_folder, codec_folder, clip_folder, clip, tmp_path
 ):
     words = comneck_words(data_folder, codec_folder, clip_folder)
-    run_script("train_comneck", *words, "--steps", 5, "--output_dir", tmp_path / "d3", "--scenario", "d3")
+    joint, whole = tmp_path / "d3" / "model", tmp_path / "d1" / "model"
+    run_script("train_comneck", *words, "--steps", 5, "--output_dir", joint.parent, "--scenario", "d3")
     for parts in ({"build_synthesis": False}, {"build_entropy_networks": False}):  # as they are packed
-        config = AutoConfig.from_pretrained(tmp_path / "d3" / "model")
+        config = AutoConfig.from_pretrained(joint)
         config.codec_config.update(parts)
-        ComNeckModel.from_pretrained(tmp_path / "d3" / "model", config=config).save_pretrained(
-            tmp_path / "d3" / "model"
-        )
-    words = [SCRIPTS.parent / "configs" / "comneck-tiny-all-tokens.yaml", *words, "--model", tmp_path / "d3" / "model"]
-    words += ["--quality", 4, "--coded_variants", 1, "--steps", 4, "--warmup_steps", 0]
-    run_script("train_comneck", *words, "--output_dir", tmp_path / "more")
-    before, after = (ComNeckModel.from_pretrained(tmp_path / name / "model") for name in ("d3", "more"))
+        ComNeckModel.from_pretrained(joint, config=config).save_pretrained(joint)
+    words = [SCRIPTS.parent / "configs" / "comneck-tiny-whole-clip.yaml", *words]
+    words += ["--coded_variants", 1, "--steps", 4, "--warmup_steps", 0, "--validation_steps", 4]
+    run_script("train_comneck", *words, "--output_dir", whole.parent)
+    words += ["--quality", 4, "--neck", whole]
+    run_script("train_comneck", *words, "--model", joint, "--output_dir", tmp_path / "more")
+    before, start, after = map(ComNeckModel.from_pretrained, (joint, whole, tmp_path / "more" / "model"))
     assert (after.config.scenario, after.config.quality) == ("d3", 2)
-    trained = after.state_dict()
-    changed = {name for name, value in before.state_dict().items() if not torch.equal(value, trained[name])}
-    assert changed and all(name.startswith("vision_model.neck.") for name in changed)
+    assert after.config.vision_config.num_skipped_layers == 0
+    trained, old = after.state_dict(), before.state_dict()
+    assert all(torch.equal(old[name], trained[name]) for name in old if ".neck." not in name and name in trained)
+    layers = clip.vision_model.encoder.layers
+    assert all(
+        torch.equal(mine.mlp.fc1.weight, theirs.mlp.fc1.weight)
+        for mine, theirs in zip(after.vision_model.encoder.layers, layers, strict=True)
+    )
+    moved = start.vision_model.neck.projection.weight - after.vision_model.neck.projection.weight
+    assert 0 < moved.abs().max() < 4 * 1.5 * 2e-3  # some steps of AdamW from the other neck
     log = json.loads((tmp_path / "more" / "log.json").read_text())
     assert [stage["name"] for stage in log["stages"]] == ["distill"]
+
+
+def test_a_neck_for_another_clip_is_refused(data_folder, codec_folder, clip_folder, tmp_path):
+    words = comneck_words(data_folder, codec_folder, clip_folder)
+    run_script("train_comneck", *words, "--steps", 3, "--output_dir", tmp_path / "d1")
+    model = ComNeckModel.from_pretrained(tmp_path / "d1" / "model")
+    torch.nn.init.ones_(model.visual_projection.weight)
+    model.save_pretrained(tmp_path / "other")
+    words += ["--output_dir", tmp_path / "more", "--neck", tmp_path / "other"]
+    with pytest.raises(ValueError, match="made for different CLIPs or latents"):
+        run_script("train_comneck", *words, "--model", tmp_path / "d1" / "model")
+    with pytest.raises(ValueError, match="`neck` takes the place of a model's neck"):
+        run_script("train_comneck", *words)
