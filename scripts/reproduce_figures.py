@@ -99,7 +99,7 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), recipe)
     yield Measurement("ablation_targets_tiny", ablations(runs, TARGETS), (*recipe, *questions))
-    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), recipe)
+    yield Measurement("ablation_codec_tiny", ablations(runs, CODECS), (*recipe, *distortion))
     losses = ablations(runs, LOSSES | {"progressive, all tokens": "penultimate"})
     objects = str(data / "coco_eval_256")
     words = ("--data", objects, "--models", *losses)

@@ -80,7 +80,7 @@ def family(data: Path, output: Path) -> list[Job]:
         for scenario in ("d2", "d3"):
             trained = f"{scenario}-q{quality}"
             more = {**parts, "model": output / trained / "model", "neck": output / whole / "model"}
-            more |= {"steps": 1500, "learning_rate": 1e-3}
+            more |= {"steps": 1000, "learning_rate": 1e-3}
             jobs.append(
                 Job(f"whole-clip-{trained}", "train_comneck", "comneck-tiny-whole-clip", more, (trained, whole))
             )
@@ -118,13 +118,12 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         Job(name, "train_cotam", "cotam-tiny", {**options, **change}, ("clip", codec))
         for name, change in changes.items()
     ]
-    neck = {**options, "gain_range": NECK_GAINS, "coded_variants": 4, "steps": 4000}
-    neck |= {"mixed_precision": "bf16", "attn_implementation": "eager", "targets": ALL_TOKENS}
+    neck = {**options, "gain_range": NECK_GAINS}
     transforms = {name: options[name] for name in ("quality", "data", "codec")}
     transforms |= {"lmbda": LAMBDAS[ANY_RATE], "gain_range": TRANSFORM_GAINS}
     return [
         *jobs,
-        Job("d1-anyrate", "train_comneck", "comneck-tiny-d1", neck, ("clip", codec)),
+        Job("d1-anyrate", "train_comneck", "comneck-tiny-whole-clip", neck, ("clip", codec)),
         Job("codec-variable", "train_codec", "comneck-tiny-variable-rate", transforms, (codec,)),
     ]
 

@@ -42,9 +42,21 @@ class ClipArguments(RunArguments):
     weight_decay: float = 0.1
     warmup_steps: int = 250
 
+    steps: int = field(init=False, default=0)  # those of the stages that run
+
     def __post_init__(self) -> None:
+        self.steps = round(sum(stage.share for stage in self.plan()))
         super().__post_init__()
-        self.steps = self.text_steps + self.guide_steps + sum(self.vision_steps)
+
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages that run; a stage's share is the number of its steps."""
+        stages = clip_stages(
+            text_steps=self.text_steps,
+            guide_steps=self.guide_steps,
+            vision_steps=self.vision_steps,
+            resolutions=self.resolutions,
+        )
+        return choose_stages(stages, self.stages)
 
 
 def main(args: ClipArguments) -> None:
@@ -55,16 +67,10 @@ def main(args: ClipArguments) -> None:
         other_shapes = load_shapes_pack(args.shapes_data, "test", size=photos.images.shape[-1])
     augmentation = Augmentation(max(args.resolutions), smallest_crop=args.smallest_crop, jitter=args.jitter)
     pictures = BalancedPictures(photos, shapes, augmentation, seed=args.seed)
-    stages = clip_stages(
-        text_steps=args.text_steps,
-        guide_steps=args.guide_steps,
-        vision_steps=args.vision_steps,
-        resolutions=args.resolutions,
-    )
     objective = ClipObjective(
         pictures.source.class_names,
         json.loads(Path(args.templates_file).read_text(encoding="utf-8")),
-        choose_stages(stages, args.stages),
+        args.plan(),
         guide_share=args.guide_share,
         label_smoothing=args.label_smoothing,
         mix_probability=args.mix_probability,

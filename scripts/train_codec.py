@@ -61,7 +61,9 @@ class CodecArguments(RunArguments):
         default_factory=list,
         metadata={"help": "one codec for all rates: lowest and highest random gain, in octaves; lmbda is gain 0's"},
     )
-    spatial_share: float = field(default=0.5, metadata={"help": "of the pictures, with gains that vary in them"})
+    spatial_share: float = field(
+        default=0.5, metadata={"help": "of the pictures, with gains that vary in them; at most 2/3"}
+    )
     gain_levels: int = field(
         default=0, metadata={"help": "gains in that range with channel vectors of their own, 0 for as codec has it"}
     )
@@ -73,6 +75,8 @@ class CodecArguments(RunArguments):
         super().__post_init__()
         if len(self.gain_range) not in (0, 2):
             raise ValueError(f"`gain_range` must be the lowest and the highest gain, got {self.gain_range}.")
+        if not 0 <= self.spatial_share <= 2 / 3:
+            raise ValueError(f"`spatial_share` must be in [0, 2/3], got {self.spatial_share}.")
         if self.gain_levels and not self.gain_range:
             raise ValueError(f"`gain_levels` {self.gain_levels} lie in `gain_range`. Give it, too.")
 
@@ -109,7 +113,7 @@ def build_objective(args: CodecArguments, sample: torch.Tensor) -> CodecObjectiv
     gains = None
     if args.gain_range:
         # a third of the pictures that `random_share` counts is uniform
-        gains = RandomGains(*args.gain_range, random_share=1.5 * args.spatial_share)
+        gains = RandomGains(*args.gain_range, random_share=min(1.0, 1.5 * args.spatial_share))
     stages = choose_stages(codec_stages(args.lmbda), args.stages)
     return CodecObjective(build_codec(args, sample), stages, sample, gains=gains)
 

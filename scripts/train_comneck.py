@@ -58,11 +58,31 @@ class ComNeckArguments(TeachingArguments):
         default_factory=lambda: ["image_embeds"],
         metadata={"help": "what is distilled: image_embeds, last_hidden_state, hidden_states[-2]; NAME=WEIGHT"},
     )
-    num_skipped_layers: int = 2
+    num_skipped_layers: int | None = field(
+        default=None, metadata={"help": "of CLIP, by the neck; 2 for a fresh one, as in the paper"}
+    )
+    neck_num_attention_heads: int | None = field(default=None, metadata={"help": "of a fresh neck; by default CLIP's"})
+    neck_intermediate_size: int | None = field(default=None, metadata={"help": "of a fresh neck; by default CLIP's"})
     unet_widths: list[int] = field(
         default_factory=lambda: [64, 128, 256, 512, 1024],
         metadata={"help": "channels of the U-Net, from the top down"},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.codec is None) == (self.model is None):
+            raise ValueError(
+                f"Give `codec` for a fresh neck, or `model` to start from; they are {self.codec} and {self.model}."
+            )
+        if self.neck is not None and self.model is None:
+            raise ValueError(f"`neck` {self.neck} takes the place of a model's. Name that model with `model`.")
+        if self.coded_variants and self.trains_codec:
+            raise ValueError(f"`coded_variants` need a codec that stays as it is, not scenario {self.scenario!r}.")
+
+    @property
+    def trains_codec(self) -> bool:
+        """Whether the codec is trained with the neck."""
+        return self.scenario in ("d2", "d3")
 
     @property
     def gains(self) -> RandomGains | None:
@@ -75,16 +95,13 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
 
     A trained model whose codec stays as it is (scenario d1) goes on under its own name.
     """
-    trains_codec = args.scenario in ("d2", "d3")
-    if args.neck is not None and args.model is None:
-        raise ValueError(
-            "`neck` takes the place of a model's neck. Name that model with `model`, or start from `neck`."
-        )
+    repeats = find_preset(PRESETS, args.preset).post_layernorm_repeats
     if args.model is not None:
         model = ComNeckModel.from_pretrained(args.model)
         if args.neck is not None:
             replace_neck(model, ComNeckModel.from_pretrained(args.neck))
-        if trains_codec:
+        check_tower(args, model, repeats)
+        if args.trains_codec:
             model.codec = restore_entropy_networks(model.codec)
             model.config.update(
                 {"scenario": args.scenario, "quality": args.quality, "codec_config": model.codec.config}
@@ -92,12 +109,14 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         return model
     codec = codec_from_pretrained(args.codec)
     return ComNeckModel.from_codec_and_clip(
-        restore_entropy_networks(codec) if trains_codec else codec,
+        restore_entropy_networks(codec) if args.trains_codec else codec,
         clip,
         scenario=args.scenario,
         quality=args.quality,
-        num_skipped_layers=args.num_skipped_layers,
-        post_layernorm_repeats=find_preset(PRESETS, args.preset).post_layernorm_repeats,
+        num_skipped_layers=2 if args.num_skipped_layers is None else args.num_skipped_layers,
+        post_layernorm_repeats=repeats,
+        neck_num_attention_heads=args.neck_num_attention_heads,
+        neck_intermediate_size=args.neck_intermediate_size,
     )
 
 
@@ -109,6 +128,19 @@ def replace_neck(model: ComNeckModel, other: ComNeckModel) -> None:
         raise ValueError("`neck` and `model` were made for different CLIPs or latents. Choose two of one family.")
     model.vision_model = other.vision_model
     model.config.vision_config = theirs
+
+
+def check_tower(args: ComNeckArguments, model: ComNeckModel, repeats: int) -> None:
+    """Refuses options that a trained model has decided otherwise."""
+    config, source = model.config.vision_config, args.neck or args.model
+    wanted = {"num_skipped_layers": args.num_skipped_layers, "post_layernorm_repeats": repeats}
+    for name, value in wanted.items():
+        found = getattr(config, name)
+        if value is not None and value != found:
+            raise ValueError(
+                f"{source} was made with {name}={found}, and the options mean {value}. Leave out `num_skipped_layers` "
+                "and use the `preset` it was trained with, or start from a codec."
+            )
 
 
 def build_pictures(args: ComNeckArguments, model: ComNeckModel, clip: CLIPModel) -> Dataset:
@@ -144,12 +176,12 @@ def build_objective(
         "post_layernorm_repeats": model.config.vision_config.post_layernorm_repeats,
     }
     if args.scenario == POST_PROCESSING:
-        if args.gains is not None and model.codec.needs_gains:
-            raise ValueError("This codec decodes by gain, and post-processing trains at gain 0. Omit `gain_range`.")
+        if weights is None:
+            raise ValueError("Post-processing is validated by zero-shot accuracy. Use data with a column 'label'.")
         unet = PostProcessingUNet(args.unet_widths, fingerprint=model.codec.fingerprint)
         unet.to(memory_format=torch.channels_last)
         stages = choose_stages(post_processing_stages(preset), args.stages)
-        return PostProcessingObjective(model.codec, unet, clip, stages, **options)
+        return PostProcessingObjective(model.codec, unet, clip, stages, gains=args.gains, **options)
     stages = comneck_stages(
         args.scenario,
         preset,
@@ -183,7 +215,7 @@ def main(args: ComNeckArguments) -> None:
     if args.attn_implementation is not None:
         model.vision_model.set_attn_implementation(args.attn_implementation)
     side = model.config.image_size
-    options = {"reading": args.reading, "side": side}
+    options = {"reading": args.reading, "side": side, "enlarge": True}
     with accelerator.main_process_first():
         pictures = build_pictures(args, model, clip)
         sample = load_sample(args.data, "train", args.calibration_pictures, **options)

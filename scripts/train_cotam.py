@@ -155,7 +155,7 @@ def main(args: CotamArguments) -> None:
     model = build_model(args, clip).to(accelerator.device).eval()
     if args.attn_implementation is not None:
         model.vision_model.set_attn_implementation(args.attn_implementation)
-    options = {"reading": args.reading, "side": model.config.image_size}
+    options = {"reading": args.reading, "side": model.config.image_size, "enlarge": True}
     with accelerator.main_process_first():
         validation = load_sample(args.data, args.validation_split, args.validation_pictures, **options)
         objective = build_objective(args, model, clip, validation)

@@ -32,8 +32,10 @@ def read(name: str, *words: str):
     required = ["--output_dir", "run", *words]
     if kind in SCRIPTS:
         required += ["--data", "data"] + ["--shapes_data", "shapes"] * (kind == "clip")
-    elif "tiny" in name:
-        required += ["--data", "data", "--clip", "clip"]
+    else:
+        starts_trained = kind in ("d2", "d3", "post") or name.endswith(("-d2.yaml", "-d3.yaml"))
+        required += ["--model" if starts_trained else "--codec", "start"]
+        required += ["--data", "data", "--clip", "clip"] if "tiny" in name else []
     return parse_arguments(
         getattr(script, ARGUMENTS[SCRIPTS.get(kind, "train_comneck")]), [str(CONFIGS / name), *required]
     )
@@ -103,15 +105,14 @@ def test_full_size_trainings_have_the_published_sizes(name):
     with torch.device("meta"):
         clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=768))
         codec = ElicModel(ElicConfig())
-        model = ComNeckModel.from_codec_and_clip(
-            codec, clip, scenario=args.scenario, num_skipped_layers=args.num_skipped_layers
-        )
+        model = ComNeckModel.from_codec_and_clip(codec, clip, scenario=args.scenario)
         weights = torch.empty(1000, 768)
     clip.logit_scale = torch.nn.Parameter(torch.tensor(4.6))
     objective = ComNeckObjective(model, clip, stages, zero_shot_weights=weights, targets=parse_targets(args.targets))
     parts = {part: sum(p.numel() for p in parameters) for part, parameters in objective.parts().items()}
     assert parts["neck"] == 13_191_168 + (320 * 1024 if side == 336 else 0)  # 24x24 positions instead of 16x16
     assert parts["codec"] == 33_792_771
+    assert args.num_skipped_layers is None and model.config.vision_config.num_skipped_layers == 2
     assert model.config.image_size == (384 if side == 336 else 256)
     objective.begin(stages[0])
     assert objective.optimizers(args)

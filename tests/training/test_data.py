@@ -202,6 +202,31 @@ def test_a_sample_is_spread_over_the_split_and_has_one_size(mixed_rows, shards):
         load_sample(shards, "train", 3, reading="stream")
 
 
+def test_workers_of_a_stream_draw_different_crops(shards):
+    """All pictures are one gradient, so that crops differ by their random numbers alone."""
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    picture = Image.fromarray(np.broadcast_to((ramp[:, None] // 2 + ramp // 2)[..., None], (64, 64, 3)).copy())
+    features = datasets.Features({"image": datasets.Image()})
+    for shard in range(2):
+        rows = datasets.Dataset.from_dict({"image": [picture] * 4}, features=features)
+        rows.to_parquet(shards.parent / "same" / "data" / f"train-{shard}.parquet")
+    stream = training_pictures(shards.parent / "same", Augmentation(16), reading="stream")
+    for workers in (0, 2):
+        crops = [batch["pixel_values"][0] for batch in picture_loader(stream, batch_size=1, num_workers=workers)]
+        assert len(crops) == len({tuple(crop.flatten().tolist()) for crop in crops}) == 8
+
+
+def test_a_sample_of_a_stream_has_all_classes_or_none(shards, tmp_path):
+    images = [Image.new("RGB", (64, 64), (10 * number, 0, 0)) for number in range(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    save_as_parquet(tmp_path / "named", {"image": images, "label": [0, 1, 2, 2]}, features, "train")
+    sample = load_sample(tmp_path / "named", "train", 2, reading="stream")
+    assert sample.labels.tolist() == [0, 1] and sample.class_names == ("a", "b", "c")
+    sample = load_sample(shards, "train", 2, reading="stream", side=64, enlarge=True)
+    assert sample.images.shape == (2, 3, 64, 64)
+    assert (sample.labels, sample.class_names) == (None, ())
+
+
 def test_impossible_readings_and_batches_are_refused(pack_folder):
     with pytest.raises(ValueError, match=r"`reading` must be one of .*'rows'.* got 'disk'"):
         training_pictures(pack_folder, Augmentation(16), reading="disk")
@@ -217,6 +242,10 @@ def test_samples_can_be_resized_before_their_middles_are_cut(tmp_path):
         load_sample(tmp_path, "validation", 2, side=128)
     sample = load_sample(tmp_path, "validation", 2, side=128, resize=True)
     assert sample.images.shape == (2, 3, 128, 128)
+    enlarged = load_sample(tmp_path, "validation", 2, side=128, enlarge=True)
+    assert torch.equal(enlarged.images[1], sample.images[1])
+    whole = torch.from_numpy(np.array(images[0])).permute(2, 0, 1)
+    assert torch.equal(enlarged.images[0], whole[:, 32:160, 11:139])
     expected = torch.tensor(np.array(images[0].resize((128, 164), Image.Resampling.BICUBIC))[18:146]).permute(2, 0, 1)
     difference = (sample.images[0].float() - expected.float()).abs()
     assert difference.mean() < 0.6 and difference.max() <= 3

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from comneck_hf.evaluation.rate_accuracy import measure_codec
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.training.arguments import parse_arguments
-from comneck_hf.training.data import load_sample
+from comneck_hf.training.augmentation import Augmentation
+from comneck_hf.training.data import load_sample, training_pictures
+from comneck_hf.training.loop import Training, prepare_run
 
 from .conftest import WIDTHS
 from .launch import SCRIPTS, launch, load_script, run_script
@@ -30,8 +33,11 @@ def codec_words(data_folder: Path) -> list[object]:
     return [*widths, "--data", data_folder, "--batch_size", 2, "--crop_size", 64, "--calibration_pictures", 2]
 
 
-def comneck_words(data_folder: Path, codec_folder: Path, clip_folder: Path) -> list[object]:
-    parts = ["--data", data_folder, "--codec", codec_folder, "--clip", clip_folder]
+def comneck_words(
+    data_folder: Path, codec_folder: Path | None, clip_folder: Path, *, model: Path | None = None
+) -> list[object]:
+    start = ["--codec", codec_folder] if model is None else ["--model", model]
+    parts = ["--data", data_folder, "--clip", clip_folder, *start]
     return [*parts, "--batch_size", 2, "--calibration_pictures", 2, "--validation_pictures", 2]
 
 
@@ -169,12 +175,15 @@ def test_the_neck_training_changes_only_the_neck(data_folder, codec_folder, clip
 def test_the_other_trained_files_go_on_from_a_model(data_folder, codec_folder, clip_folder, tmp_path):
     words = comneck_words(data_folder, codec_folder, clip_folder)
     run_script("train_comneck", *words, "--steps", 3, "--output_dir", tmp_path / "d1", "--quality", 1)
-    words += ["--model", tmp_path / "d1" / "model", "--scenario", "d3", "--stages", "joint", "finish"]
-    run_script("train_comneck", *words, "--steps", 4, "--output_dir", tmp_path / "d3", "--quality", 1)
+    words = comneck_words(data_folder, None, clip_folder, model=tmp_path / "d1" / "model")
+    words += ["--scenario", "d3", "--stages", "joint", "finish", "--output_dir", tmp_path / "d3", "--quality", 1]
+    run_script("train_comneck", *words, "--steps", 4)
     log = json.loads((tmp_path / "d3" / "log.json").read_text())
     assert [stage["name"] for stage in log["stages"]] == ["joint", "finish"]
     model = ComNeckModel.from_pretrained(tmp_path / "d3" / "model")
     assert (model.config.scenario, model.config.quality) == ("d3", 1)
+    with pytest.raises(ValueError, match=r"trains \['neck'\], but with `steps` 8 step 4 belongs to stage 'joint'"):
+        run_script("train_comneck", *words, "--steps", 8, "--resume_from_checkpoint", "true")
 
 
 @pytest.mark.parametrize("start", ["codec", "model"])
@@ -187,7 +196,7 @@ def test_a_codec_without_float_entropy_networks_trains_jointly(
     if start == "model":
         run_script("train_comneck", *words, "--steps", 3, "--output_dir", tmp_path / "d1")
         assert not ElicModel.from_pretrained(tmp_path / "d1" / "model").config.build_entropy_networks
-        words += ["--model", tmp_path / "d1" / "model"]
+        words = comneck_words(data_folder, None, clip_folder, model=tmp_path / "d1" / "model")
     words += ["--scenario", "d2", "--stages", "joint", "--steps", 2, "--output_dir", tmp_path / "d2"]
     run_script("train_comneck", *words)
     trained = ElicModel.from_pretrained(tmp_path / "d2" / "model")
@@ -208,11 +217,13 @@ def test_a_neck_goes_on_behind_another_codec_whose_model_stays_what_it_was(
         config = AutoConfig.from_pretrained(joint)
         config.codec_config.update(parts)
         ComNeckModel.from_pretrained(joint, config=config).save_pretrained(joint)
-    words = [SCRIPTS.parent / "configs" / "comneck-tiny-whole-clip.yaml", *words]
-    words += ["--coded_variants", 1, "--steps", 4, "--warmup_steps", 0, "--validation_steps", 4]
-    run_script("train_comneck", *words, "--output_dir", whole.parent)
-    words += ["--quality", 4, "--neck", whole]
-    run_script("train_comneck", *words, "--model", joint, "--output_dir", tmp_path / "more")
+    config = SCRIPTS.parent / "configs" / "comneck-tiny-whole-clip.yaml"
+    more = ["--coded_variants", 1, "--steps", 4, "--warmup_steps", 0, "--validation_steps", 4, "--quality", 4]
+    run_script("train_comneck", config, *words, *more, "--output_dir", whole.parent)
+    words = [config, *comneck_words(data_folder, None, clip_folder, model=joint), *more]
+    run_script("train_comneck", *words, "--neck", whole, "--output_dir", tmp_path / "more")
+    with pytest.raises(ValueError, match="made with num_skipped_layers=2, and the options mean 0"):
+        run_script("train_comneck", *words, "--output_dir", tmp_path / "other")
     before, start, after = map(ComNeckModel.from_pretrained, (joint, whole, tmp_path / "more" / "model"))
     assert (after.config.scenario, after.config.quality) == ("d3", 2)
     assert after.config.vision_config.num_skipped_layers == 0
@@ -235,8 +246,49 @@ def test_a_neck_for_another_clip_is_refused(data_folder, codec_folder, clip_fold
     model = ComNeckModel.from_pretrained(tmp_path / "d1" / "model")
     torch.nn.init.ones_(model.visual_projection.weight)
     model.save_pretrained(tmp_path / "other")
-    words += ["--output_dir", tmp_path / "more", "--neck", tmp_path / "other"]
+    words = comneck_words(data_folder, None, clip_folder, model=tmp_path / "d1" / "model")
     with pytest.raises(ValueError, match="made for different CLIPs or latents"):
-        run_script("train_comneck", *words, "--model", tmp_path / "d1" / "model")
-    with pytest.raises(ValueError, match="`neck` takes the place of a model's neck"):
-        run_script("train_comneck", *words)
+        run_script("train_comneck", *words, "--output_dir", tmp_path / "more", "--neck", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give `codec` for a fresh neck, or `model` to start from; they are None and None"),
+        (["--codec", "c", "--model", "m"], "they are c and m"),
+        (["--codec", "c", "--neck", "n"], "`neck` n takes the place of a model's"),
+        (["--model", "m", "--scenario", "d3", "--coded_variants", "1"], "a codec that stays as it is, not .* 'd3'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(words, message):
+    required = ["--data", "d", "--clip", "t", "--output_dir", "o"]
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(load_script("train_comneck").ComNeckArguments, [*required, *words])
+
+
+def test_a_resumed_run_takes_the_learning_rate_and_decay_of_its_command(
+    data_folder, codec_folder, clip_folder, tmp_path
+):
+    words = [*comneck_words(data_folder, codec_folder, clip_folder), "--resume_from_checkpoint", "true"]
+    words += ["--stages", "classify", "--warmup_steps", 0, "--output_dir", tmp_path, "--steps"]
+    run_script("train_comneck", *words, 2, "--learning_rate", 1e-2, "--weight_decay", 0.1)
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    run_script("train_comneck", *words, 4, "--learning_rate", 0.0, "--weight_decay", 0.0)
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    run_script("train_comneck", *words, 6, "--learning_rate", 1e-3)
+    trained = load_file(tmp_path / "model" / "model.safetensors")
+    assert any(not torch.equal(before[name], trained[name]) for name in before)
+
+
+def test_an_epoch_without_batches_stops_the_run(data_folder, tmp_path):
+    """As with fewer batches than processes: each of them gets none."""
+    script = load_script("train_codec")
+    words = [*codec_words(data_folder), "--steps", 3, "--output_dir", tmp_path]
+    args = parse_arguments(script.CodecArguments, [str(word) for word in words])
+    accelerator = prepare_run(args)
+    sample = load_sample(data_folder, "train", 2).images / 255
+    pictures = training_pictures(data_folder, Augmentation(64, "window"))
+    loader = DataLoader(pictures, batch_size=len(pictures) + 1, drop_last=True)
+    with pytest.raises(ValueError, match="fewer pictures than 1 processes of `batch_size` 2 need"):
+        Training(accelerator, script.build_objective(args, sample), loader, args).run()

@@ -132,7 +132,8 @@ def coded_inputs(model: CotamModel, variants: Variants, folder: str | Path, gain
     """
     config = model.config
     model.codec.to(memory_format=torch.channels_last)
-    guide = (config.guide_layers, config.guide_grid, config.guide_threshold, config.guide_levels, config.gain_step)
+    names = ("guide_source", "guide_layers", "guide_grid", "guide_threshold", "guide_levels", "gain_step")
+    guide = [getattr(config, name) for name in names]
     parts = (model.codec, model.vision_model.embeddings, model.vision_model.pre_layrnorm, model.vision_model.encoder)
 
     def code(batch: Tensor, generator: torch.Generator) -> Features:

@@ -1,11 +1,12 @@
 """Pictures for training: anything `datasets` loads, held in memory, read row by row, or streamed.
 
-A batch depends on the seed, the epoch and the pictures in it alone, never on worker processes or on how many batches
-came before: a resumed run sees what an uninterrupted one sees.
+A batch depends on the seed, the epoch and the pictures in it alone, never on how many batches came before: a resumed
+run sees what an uninterrupted one sees. The number of worker processes plays a part in streams only, which they share.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from comneck_hf.training.augmentation import Augmentation, center_crop
 
@@ -166,6 +167,7 @@ def load_sample(
     reading: str = "rows",
     side: int | None = None,
     resize: bool = False,
+    enlarge: bool = False,
 ) -> ImagePack:
     """Pictures spread evenly over a split (the first ones of a stream), their middles cut to one size.
 
@@ -176,18 +178,17 @@ def load_sample(
         reading: As in `training_pictures`.
         side: Of the square that is cut; by default the largest multiple of 64 that fits into all of them.
         resize: Bring the shorter side of every picture to `side` first (bicubic), instead of cutting from its pixels.
+        enlarge: The same, for pictures that are too small only.
 
     Raises:
         ValueError: If a picture is smaller than the square, or than 64 pixels.
     """
-    if reading == "stream":
-        rows = ImageRows(datasets.Dataset.from_list(list(_open_stream(path, split).take(count))))
-    else:
-        rows = load_rows(path, split)
+    rows = ImageRows(_first_rows(path, split, count)) if reading == "stream" else load_rows(path, split)
     indices = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long().tolist()
     pictures = rows.pictures(indices)
-    if resize and side is not None:
-        pictures = [_resized(picture, side) for picture in pictures]
+    if side is not None:
+        chosen = [resize or (enlarge and min(picture.shape[1:]) < side) for picture in pictures]
+        pictures = [_resized(p, side) if is_chosen else p for p, is_chosen in zip(pictures, chosen, strict=True)]
     smallest = min(min(picture.shape[1:]) for picture in pictures)
     side = side or smallest // 64 * 64
     if not 64 <= side <= smallest:
@@ -250,7 +251,9 @@ class StreamedPictures(IterableDataset):
         self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for position, row in enumerate(self.stream):
+        worker = get_worker_info()  # each reads its own rows, and counts them from 0
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for position, row in zip(itertools.count(first, step), self.stream):
             seed = (self.seed * _SEED_STRIDE + self.epoch) * _SEED_STRIDE + position
             generator = torch.Generator().manual_seed(seed % 2**63)
             sample = {"pixel_values": self.augmentation([picture_tensor(row["image"])], generator=generator)[0]}
@@ -303,6 +306,16 @@ def _open_stream(path: str | Path, split: str) -> datasets.IterableDataset:
     stream = datasets.load_dataset(str(path), split=split, streaming=True)
     columns = stream.column_names or ()
     return stream.rename_columns({old: new for old, new in _SHARD_COLUMNS.items() if old in columns})
+
+
+def _first_rows(path: str | Path, split: str, count: int) -> datasets.Dataset:
+    """The first rows of a stream; with labels where it names all classes, for these rows may not have all of them."""
+    stream = _open_stream(path, split)
+    features = stream.features or {}
+    is_named = isinstance(features.get("label"), datasets.ClassLabel)
+    kept = datasets.Features({name: features[name] for name in ("image", "label")}) if is_named else None
+    stream = stream.select_columns([name for name in ("image", "label") if is_named or name == "image"])
+    return datasets.Dataset.from_list(list(stream.take(count)), features=kept)
 
 
 def _resized(picture: Tensor, side: int) -> Tensor:

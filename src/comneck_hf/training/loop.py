@@ -27,6 +27,8 @@ Metrics = dict[str, float]
 
 __all__ = ["Metrics", "Training", "prepare_run"]
 
+_TRAINED_FILE = "trained_parts.json"  # of a checkpoint: whose parameters its optimizers have
+
 
 def prepare_run(args: RunArguments) -> Accelerator:
     """Sets threads and seed and returns the accelerator of a run: GPUs if there are any, else the CPU.
@@ -94,7 +96,9 @@ class Training:
     """Runs the stages of an objective.
 
     Every batch seeds the random numbers of its forward pass by its number, so that a run depends neither on
-    interruptions nor on whether batches are accumulated or shared among processes.
+    interruptions nor on whether batches are accumulated or shared among processes. (Those at the end of an epoch that
+    are fewer than the processes are left out.) Resumed with other learning rates or another weight decay, a run goes
+    on with these.
 
     Under FSDP2 the processes train shards of a copy of the objective. The objective itself stays whole, and gets the
     present weights for validation, for saving and at the end of a phase.
@@ -253,7 +257,7 @@ class Training:
         metrics = dict(zip(names, values, strict=True))
         if not math.isfinite(metrics["loss"]):
             raise RuntimeError(
-                f"The loss is not finite at step {self.progress.step}: {metrics}. Lower the learning rate, or go on "
+                f"The loss is not finite at step {self.progress.step}: {metrics}. Lower the learning rate and go on "
                 f"from the last checkpoint in {self.output / 'checkpoints'} with `--resume_from_checkpoint true`."
             )
         return metrics
@@ -268,9 +272,15 @@ class Training:
             if progress.batch:
                 loader = self.accelerator.skip_first_batches(loader, progress.batch)
                 loader.set_epoch(progress.epoch)
+            first = progress.batch
             for batch in loader:
                 progress.batch += 1
                 yield batch
+            if progress.batch == first == 0:
+                raise ValueError(
+                    f"An epoch has no batch: there are fewer pictures than {self.accelerator.num_processes} processes "
+                    f"of `batch_size` {self.args.batch_size} need. Lower either."
+                )
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _log(self, entry: dict[str, Any]) -> None:
@@ -305,6 +315,8 @@ class Training:
         self.accelerator.save_state(str(part))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            trained = self._span(self.progress.step - 1).stage.trains
+            (part / _TRAINED_FILE).write_text(json.dumps(trained), encoding="utf-8")
             part.rename(whole)
             for old in sorted(folder.glob("step-*"))[: -max(1, self.args.checkpoints_total_limit)]:
                 shutil.rmtree(old)
@@ -325,15 +337,32 @@ class Training:
             raise ValueError(
                 f"{found[-1]} is beyond `steps` {self.args.steps}; raise `steps`, or choose another `output_dir`."
             )
-        self._begin(self._span(step - 1))
+        span = self._span(step - 1)
+        trained = json.loads((found[-1] / _TRAINED_FILE).read_text(encoding="utf-8"))
+        if trained != list(span.stage.trains):
+            raise ValueError(
+                f"{found[-1]} trains {trained}, but with `steps` {self.args.steps} step {step} belongs to stage "
+                f"{span.stage.name!r}, which trains {list(span.stage.trains)}. Go on with the `steps` and `stages` it "
+                "was begun with."
+            )
+        self._begin(span)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        wanted = [{name: group[name] for name in ("initial_lr", "weight_decay") if name in group} for group in groups]
         self.accelerator.load_state(str(found[-1]))
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, settings in zip(groups, wanted, strict=True):
+            group.update(settings)
 
     def _finish(self) -> None:
         """Saves the model and the log, and pushes the model."""
         args, folder = self.args, self.output / "model"
         self._gather()
         if self.accelerator.is_main_process:
-            self.objective.save(folder)
+            part = self.output / "unfinished"  # so that a kill leaves no part of a model
+            shutil.rmtree(part, ignore_errors=True)
+            self.objective.save(part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
             stages = [
                 {"name": s.stage.name, "source": s.stage.source, "first": s.first, "end": s.end} for s in self.spans
             ]

@@ -12,9 +12,10 @@ from transformers import CLIPModel
 
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.unet import PostProcessingUNet
+from comneck_hf.training.gains import RandomGains
 from comneck_hf.training.objective import Batch, Terms, weighted_sum
 from comneck_hf.training.stages import Preset, Stage
-from comneck_hf.training.surrogate import SurrogateObjective, clip_features
+from comneck_hf.training.surrogate import SurrogateObjective, clip_features, encode_at
 
 
 __all__ = ["PostProcessingObjective", "post_processing_stages"]
@@ -35,14 +36,24 @@ class PostProcessingObjective(SurrogateObjective):
         unet: What is trained.
         clip: As in [`SurrogateObjective`]; sees what the U-Net makes of decoded pictures.
         stages: From `post_processing_stages`.
+        gains: Of the quantizer where pictures come uncoded, for a codec that decodes all of them alike.
         options: Of [`SurrogateObjective`].
     """
 
     def __init__(
-        self, codec: ElicModel, unet: PostProcessingUNet, clip: CLIPModel, stages: tuple[Stage, ...], **options: Any
+        self,
+        codec: ElicModel,
+        unet: PostProcessingUNet,
+        clip: CLIPModel,
+        stages: tuple[Stage, ...],
+        *,
+        gains: RandomGains | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(clip, stages, **options)
-        self.unet = unet
+        if gains is not None and codec.needs_gains:
+            raise ValueError("This codec decodes by gain, and the U-Net trains behind one rate. Omit `gain_range`.")
+        self.unet, self.gains = unet, gains
         self._codec = (codec.requires_grad_(False).eval(),)  # in a tuple, so that it is no submodule
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -53,7 +64,10 @@ class PostProcessingObjective(SurrogateObjective):
         """The loss of a batch with `pixel_values`, or with `latents` and the targets; as in `ComNeckObjective`."""
         (codec,), (clip,) = self._codec, self._clip
         with torch.no_grad(), torch.autocast(next(codec.parameters()).device.type, enabled=False):
-            latents = batch["latents"] if "latents" in batch else codec.encode(batch["pixel_values"]).latents
+            if "latents" in batch:
+                latents = batch["latents"]
+            else:
+                latents = encode_at(codec, batch["pixel_values"], self.gains, generator=torch.default_generator)
             decoded = (codec.decode(latents) * 255).round() / 255
         names = {**self.targets, "image_embeds": 1.0}
         repeats = self.post_layernorm_repeats
