@@ -86,8 +86,9 @@ def test_wrong_models_are_refused(llava, comneck, clip):
         attach_vision_tower(clip, comneck)
     with pytest.raises(ValueError, match="must be a `ComNeckModel`"):
         attach_vision_tower(llava(), clip)
+    paper = ComNeckModel.from_codec_and_clip(comneck.codec, clip, num_skipped_layers=2)
     with pytest.raises(ValueError, match="reads hidden state 0 of its tower"):
-        attach_vision_tower(llava(vision_feature_layer=0), comneck)
+        attach_vision_tower(llava(vision_feature_layer=0), paper)
     with pytest.raises(ValueError, match="The tower of this model is 'clip_vision_model'"):
         ComNeckProcessor.for_llava(llava(), None)
     with pytest.raises(ValueError, match="exactly one"):
