@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 from command_inputs import only_error_line, photograph, prepare
 from PIL import Image
 
@@ -47,6 +48,16 @@ def test_encode_no_crop_keeps_the_size_of_every_picture(comneck, tmp_path):
     comneck("encode", *files, "--no-crop", "-o", "coded")
     comneck("decode", "coded", "-o", "decoded")
     assert [Image.open(tmp_path / f"decoded/{i}.png").size for i in range(2)] == sizes
+
+
+def test_encode_rounds_sixteen_bits_to_eight(comneck, tmp_path):
+    gray = np.array(Image.open(photograph(tmp_path / "photo.png")).convert("L"))
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257 + 100).save(tmp_path / "16.png")
+    comneck("encode", "8.png", "16.png", "-o", "coded")
+    assert (tmp_path / "coded/8.cnk").read_bytes() == (tmp_path / "coded/16.cnk").read_bytes()
+    Image.fromarray(gray.astype(np.float32)).save(tmp_path / "float.tiff")
+    assert "32-bit values (mode F) is unknown" in only_error_line(comneck("encode", "float.tiff", code=1))
 
 
 def test_encode_turns_pictures_as_their_exif_orientation_says(comneck, tmp_path):

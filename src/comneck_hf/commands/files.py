@@ -91,7 +91,7 @@ def refuse_existing(targets: Iterable[Path]) -> None:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, upright as its EXIF orientation says.
+    """A picture as RGB, upright as its EXIF orientation says; 16 bits are rounded to 8.
 
     Raises:
         ValueError: If the file cannot be read as a picture.
@@ -99,7 +99,15 @@ def read_picture(path: Path) -> Image.Image:
     """
     with path.open("rb") as file:
         try:
-            return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+            picture = ImageOps.exif_transpose(Image.open(file))
+            if picture.mode in ("I", "F"):
+                raise ValueError(
+                    f"the range of its 32-bit values (mode {picture.mode}) is unknown. Save it with 8 bits."
+                )
+            if picture.mode.startswith("I;16"):  # which `convert` would clip
+                values = np.asarray(picture).astype(np.uint32)
+                picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+            return picture.convert("RGB")
         except Image.UnidentifiedImageError:
             raise ValueError(f"{path} is not a picture in a format that Pillow reads.") from None
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:

@@ -14,6 +14,9 @@ from transformers.utils import ModelOutput
 from ..coding.bitstream import Bitstream
 
 
+_OVERSHOOT = 0.25  # of values that were resampled
+
+
 @dataclass
 class CodecEncoderOutput(ModelOutput):
     r"""
@@ -43,6 +46,23 @@ class CodecOutput(ModelOutput):
     likelihoods: dict[str, torch.Tensor] | None = None
 
 
+def check_range(pixel_values: torch.Tensor) -> torch.Tensor:
+    """The same pictures, if their values can be meant to lie in [0, 1]; resampling may leave that a little.
+
+    Raises:
+        ValueError: If they are integers, not finite, or below -0.25 or above 1.25.
+    """
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"`pixel_values` are {pixel_values.dtype}, and floats in [0, 1] are needed. Divide by 255.")
+    low, high = (bound.item() for bound in pixel_values.aminmax()) if pixel_values.numel() else (0.0, 1.0)
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        raise ValueError(
+            f"`pixel_values` reach from {low:.4g} to {high:.4g}, and [0, 1] is needed, not normalized. Divide 8-bit "
+            "values by 255, or use `ComNeckImageProcessor`."
+        )
+    return pixel_values
+
+
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
     """Repeats the last row and column until both sides are multiples of `divisor`."""
     height, width = pixel_values.shape[-2:]
@@ -51,12 +71,13 @@ def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
 
 
 def batches_of_one_size(pixel_values: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Pictures as batches: all together where they have one size, else one by one."""
+    """Pictures as batches, all together where they have one size, else one by one; `check_range` sees them."""
     if isinstance(pixel_values, torch.Tensor):
-        return [pixel_values]
-    if len({tuple(picture.shape) for picture in pixel_values}) == 1:
-        return [torch.stack(list(pixel_values))]
-    return [picture[None] for picture in pixel_values]
+        return [check_range(pixel_values)]
+    pictures = [check_range(picture) for picture in pixel_values]
+    if len({tuple(picture.shape) for picture in pictures}) == 1:
+        return [torch.stack(pictures)]
+    return [picture[None] for picture in pictures]
 
 
 class ImageCodec(PreTrainedModel):
@@ -129,4 +150,4 @@ class ImageCodec(PreTrainedModel):
         return [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
 
 
-__all__ = ["CodecEncoderOutput", "CodecOutput", "ImageCodec", "batches_of_one_size", "pad_to_multiple"]
+__all__ = ["CodecEncoderOutput", "CodecOutput", "ImageCodec", "batches_of_one_size", "check_range", "pad_to_multiple"]

@@ -262,6 +262,23 @@ def test_pictures_of_a_wrong_shape_are_refused(tiny_codec, shape):
         tiny_codec.encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p * 255, "reach from .* to .*, and .0, 1. is needed"),
+        (lambda p: (p - 0.45) / 0.27, "not normalized"),
+        (lambda p: torch.where(p > p.mean(), torch.nan, p), "reach from nan to nan"),
+        (lambda p: (p * 255).byte(), "are torch.uint8, and floats"),
+    ],
+)
+def test_pictures_whose_values_are_no_picture_s_are_refused(tiny_codec, pictures, change, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_codec.compress(change(pictures))
+    with pytest.raises(ValueError, match=message):
+        tiny_codec.compress([pictures[0], change(pictures)[0]])
+    assert tiny_codec.compress(pictures * 1.2 - 0.1)  # a little beyond, as after resampling
+
+
 def test_inputs_that_are_no_bitstreams_are_refused(tiny_codec):
     for wrong in (b"CNK", []):
         with pytest.raises(ValueError, match="non-empty list"):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ...coding.bitstream import Bitstream, BitstreamError
-from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, pad_to_multiple
+from ..image_codec import CodecEncoderOutput, CodecOutput, ImageCodec, check_range, pad_to_multiple
 from .configuration_compressai import CompressaiConfig
 from .payload_compressai import pack_payload, split_payload, symbol_check
 
@@ -194,7 +194,8 @@ class CompressaiModel(ImageCodec):
                 values in [0, 1].
 
         Raises:
-            ValueError: If a picture has another shape or more than `config.max_pixels`, or latents are not finite.
+            ValueError: If a picture has another shape, values far from [0, 1] or more than `config.max_pixels`, or
+                latents are not finite.
         """
         if isinstance(pixel_values, torch.Tensor):
             pictures = list(self._on_device(pixel_values).split(1))
@@ -204,7 +205,7 @@ class CompressaiModel(ImageCodec):
         for picture in pictures:
             height, width = picture.shape[-2:]
             self._check_size(height, width)
-            payload, _ = self._encode_picture(picture)
+            payload, _ = self._encode_picture(check_range(picture))
             bitstreams.append(Bitstream(self.fingerprint, height, width, payload).pack())
         return bitstreams
 

@@ -241,7 +241,7 @@ class ElicModel(ElicPreTrainedModel):
 
         Raises:
             ValueError: If more than one of `gain`, `quality`, `target_bytes` and `target_bpp` is given, one is out of
-                range, or a picture cannot be made as small as wanted.
+                range, values are far from [0, 1], or a picture cannot be made as small as wanted.
         """
         check_one_rate(gain, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
         batches = batches_of_one_size(pixel_values)
@@ -383,7 +383,8 @@ class ElicModel(ElicPreTrainedModel):
 
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):
-            raise ValueError(f"This codec has `{part}=False` and cannot do this; load one with `{part}=True`.")
+            names = ", ".join(_PARTS[part])
+            raise ValueError(f"This codec was saved without {names} (`{part}=False`; d3 has no g_s). Use one with it.")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
