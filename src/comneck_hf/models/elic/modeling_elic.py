@@ -241,7 +241,7 @@ class ElicModel(ElicPreTrainedModel):
 
         Raises:
             ValueError: If more than one of `gain`, `quality`, `target_bytes` and `target_bpp` is given, one is out of
-                range, values are far from [0, 1], or a picture cannot be made as small as wanted.
+                range, pixels are far from [0, 1], or a picture cannot be made as small as wanted.
         """
         check_one_rate(gain, quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
         batches = batches_of_one_size(pixel_values)
@@ -383,8 +383,7 @@ class ElicModel(ElicPreTrainedModel):
 
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):
-            names = ", ".join(_PARTS[part])
-            raise ValueError(f"This codec was saved without {names} (`{part}=False`; d3 has no g_s). Use one with it.")
+            raise ValueError(f"This codec was saved with `{part}=False` (d3: without g_s). Use one that has all parts.")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
