@@ -383,7 +383,7 @@ class ElicModel(ElicPreTrainedModel):
 
     def _require(self, part: str) -> None:
         if not getattr(self.config, part):
-            raise ValueError(f"This codec was saved with `{part}=False` (d3: without g_s). Use one that has all parts.")
+            raise ValueError(f"This codec was saved with `{part}=False` (d3: without g_s). Use one with all parts.")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         self._require("build_analysis")
