@@ -61,8 +61,6 @@ class ComNeckArguments(TeachingArguments):
     num_skipped_layers: int | None = field(
         default=None, metadata={"help": "of CLIP, by the neck; 2 for a fresh one, as in the paper"}
     )
-    neck_num_attention_heads: int | None = field(default=None, metadata={"help": "of a fresh neck; by default CLIP's"})
-    neck_intermediate_size: int | None = field(default=None, metadata={"help": "of a fresh neck; by default CLIP's"})
     unet_widths: list[int] = field(
         default_factory=lambda: [64, 128, 256, 512, 1024],
         metadata={"help": "channels of the U-Net, from the top down"},
@@ -115,8 +113,6 @@ def build_model(args: ComNeckArguments, clip: CLIPModel) -> ComNeckModel:
         quality=args.quality,
         num_skipped_layers=2 if args.num_skipped_layers is None else args.num_skipped_layers,
         post_layernorm_repeats=repeats,
-        neck_num_attention_heads=args.neck_num_attention_heads,
-        neck_intermediate_size=args.neck_intermediate_size,
     )
 
 
