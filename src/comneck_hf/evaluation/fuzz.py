@@ -277,11 +277,12 @@ def tiny_codec_target() -> tuple[Target, list[bytes]]:
         torch.manual_seed(0)
         model = ElicModel(config).eval()
         corpus = []
-        for size in ((64, 64), (1, 1), (40, 100), (128, 128), (200, 70), (256, 256)):
-            smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8), size, mode="bicubic")
-            # Values far beyond a picture's make large symbols and escapes.
-            pictures = torch.stack([smooth[0], 1000 * torch.randn(3, *size)])
-            corpus += model.compress(pictures)
-            corpus += model.compress(pictures, gain=[-0.75, 2.5], gain_maps=[GainMap(((-1, 0), (1, 1))), None])
+        for contrast in (1, 1000):  # the second makes large symbols and escapes
+            model.g_a[0].weight.data *= contrast
+            for size in ((64, 64), (1, 1), (40, 100), (128, 128), (200, 70), (256, 256)):
+                smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size, mode="bilinear")
+                pictures = torch.cat([smooth, torch.rand(1, 3, *size)])
+                corpus += model.compress(pictures)
+                corpus += model.compress(pictures, gain=[-0.75, 2.5], gain_maps=[GainMap(((-1, 0), (1, 1))), None])
     model.decompress(corpus[:1])  # compiles what is not compiled yet, before any case is timed
     return lambda data: model.decompress([data]), corpus
