@@ -138,7 +138,7 @@ def run(measurement: Measurement, output: Path, runs: Path) -> str:
         subprocess.run([*script, "--output", str(file)], check=True, env=threads)
         return measurement.name
     words = [word for model in measurement.models for word in ("--model", model)]
-    words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval")]
+    words += [*measurement.words, "--output", str(file), "--work-dir", str(runs / "eval"), "--force"]
     subprocess.run([COMNECK, "eval", *words, "--quiet"], check=True, env=threads)
     subprocess.run([COMNECK, "plot", str(file), "--output", str(file.with_suffix(".png")), "--force"], check=True)
     return measurement.name

@@ -277,10 +277,11 @@ def demo(
     under its default name is overwritten, any other only with --force.
     """
     from .commands.demo import demo_photograph, run_demo
-    from .commands.files import read_picture, refuse_existing
+    from .commands.files import refuse_existing
     from .commands.loading import load_codec, load_image_processor, load_model
     from .commands.maps import parse_box
     from .commands.region_demo import run_region_demo
+    from .models.comneck.image_sources import read_picture
 
     if output != DEFAULT_FIGURE and not force:
         refuse_existing([output])
@@ -346,7 +347,7 @@ def env(as_json: JsonOption = False) -> None:
 
 def _load_classifier(clip: str, labels: str | None, device: "torch.device") -> "ZeroShotClassifier":
     from .commands.labels import ZeroShotClassifier
-    from .commands.loading import resolve_model
+    from .hub.names import resolve_model
 
     names = None
     if labels is not None:

@@ -158,6 +158,9 @@ def test_what_cannot_be_answered_is_named(llava, images, tmp_path, words, messag
 def test_missing_pictures_and_other_files_are_named(tmp_path, images):
     with pytest.raises(ValueError, match="no picture 9"):
         find_picture(picture_files(images), 9)
+    (tmp_path / "picture.json").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ValueError, match=r"picture.json is no file of vqa \(UnicodeDecodeError"):
+        load_prompts("vqa", tmp_path / "picture.json")
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match="no file of vqa"):
         load_prompts("vqa", tmp_path / "other.json")

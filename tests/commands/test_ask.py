@@ -31,3 +31,17 @@ def test_the_packaged_llava_answers_offline(tmp_path):
         found = {Path(result["input"]).stem: result["answer"] for result in json.loads(asked.stdout)}
         assert len(found) == 6
         assert found == {name: name.split("-")[part] for name in found}
+    for question in (" ", "what is in this <image>?"):
+        refused = runner.invoke(app, ["ask", str(tmp_path), question])
+        assert refused.exit_code == 1
+        assert "must be words without <image>" in refused.stderr
+
+
+def test_pictures_that_were_not_cropped_are_named(tmp_path):
+    Image.new("RGB", (200, 64), (255, 0, 0)).save(tmp_path / "wide.png")
+    runner = CliRunner()
+    coded = runner.invoke(app, ["encode", str(tmp_path / "wide.png"), "-o", str(tmp_path), "--no-crop", "-q"])
+    assert coded.exit_code == 0, coded.output
+    asked = runner.invoke(app, ["ask", str(tmp_path / "wide.cnk"), "what color is it?", "-q"])
+    assert asked.exit_code == 1
+    assert "latents of 4x16, but the tower takes 8x8. Crop pictures before" in asked.stderr

@@ -84,6 +84,20 @@ def test_encode_refuses_two_results_of_one_name(comneck, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_encode_names_an_output_that_can_be_neither_folder_nor_file(comneck, tmp_path):
+    path = photograph(tmp_path / "photo.png")
+    (tmp_path / "notes.txt").write_text("precious")
+    assert "notes.txt is a file" in only_error_line(comneck("encode", path, "-f", "-o", "notes.txt", code=1))
+    assert "has the suffix .xyz" in only_error_line(comneck("encode", path, "-o", "new.xyz", code=1))
+    (tmp_path / "one.cnk").write_bytes(b"precious")
+    assert "one.cnk is a file" in only_error_line(comneck("encode", path, path, "-f", "-o", "one.cnk", code=1))
+    assert (tmp_path / "notes.txt").read_text() == "precious" and (tmp_path / "one.cnk").read_bytes() == b"precious"
+    assert not (tmp_path / "new.xyz").exists()
+    (tmp_path / "v1.5").mkdir()
+    comneck("encode", path, "-o", "v1.5")
+    assert (tmp_path / "v1.5/photo.cnk").exists()
+
+
 def test_encode_reports_bad_pictures_and_codes_the_others(comneck, tmp_path):
     good = photograph(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("no picture")

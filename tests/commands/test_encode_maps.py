@@ -123,6 +123,8 @@ def test_a_picture_that_cannot_be_so_small_fails_alone(comneck, tmp_path):
         (["--no-guide", "--map-grid", 3], 1, "shape a map"),
         (["--roi", FACE, "--clip", "comneck-tiny-clip"], 1, "the CLIP of --guide and --prompt"),
         (["--gain", 99], 1, "octaves"),
+        (["--quality", 99], 1, "`quality` must lie in"),
+        (["--prompt", " "], 1, "--prompt is empty"),
     ],
 )
 def test_wrong_options_are_named(comneck, tmp_path, options, code, message):

@@ -75,7 +75,7 @@ def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
     assert d1["bytes"] == reconstruction["bytes"]
     assert d1["psnr-rgb"] == reconstruction["psnr-rgb"]
     assert len(list((tmp_path / "results" / "evaluation").glob("*.safetensors"))) == 18
-    code, text = run(*words)
+    code, text = run(*words, "--force")
     assert "d1 q2" in text and "reconstruction q2" in text
     figure = tmp_path / "figure.png"
     assert run("plot", output, "-o", figure)[0] == 0
@@ -115,6 +115,20 @@ def test_files_that_are_no_evaluation_are_refused(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     code, text = run("plot", tmp_path / "other.json", "-o", tmp_path / "figure.png")
     assert code == 1 and "no file of `comneck eval`" in text
+    (tmp_path / "picture.png").write_bytes(b"\xff\xd8\xff\xe0")
+    code, text = run("plot", tmp_path / "picture.png", "-o", tmp_path / "figure.png")
+    assert code == 1 and "picture.png is no JSON" in text
+
+
+def test_results_are_not_overwritten_unless_forced(data, tmp_path):
+    (tmp_path / "e.json").write_text("precious")
+    words = ["eval", "--data", data / "labelled", "--baseline", "original", "-o", tmp_path / "e.json", "--quiet"]
+    code, text = run(*words)
+    assert code == 1 and "Pass --force" in text
+    assert (tmp_path / "e.json").read_text() == "precious"
+    code, text = run(*words, "--force")
+    assert code == 0, text
+    assert "zero-shot" in json.loads((tmp_path / "e.json").read_text())["tasks"]
 
 
 def test_two_processes_measure_what_one_does(data, tmp_path):

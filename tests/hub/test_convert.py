@@ -18,6 +18,7 @@ from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
 from comneck_hf.models.elic.layouts_elic import elic_weights_from
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures
+from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 
 from .authors_layout import FULL, GROUPS, TINY, checkpoint, codec_state, elic, neck_state
 
@@ -320,9 +321,18 @@ def test_an_export_loads_strictly_into_compressai():
 
 
 def test_a_codec_that_lacks_parts_cannot_be_exported(converted):
-    codec = ElicModel.from_pretrained(converted[0], build_entropy_networks=False)
-    with pytest.raises(ValueError, match="build_entropy_networks=False"):
+    codec = ElicModel.from_pretrained(converted[0], build_synthesis=False)
+    with pytest.raises(ValueError, match="build_synthesis=False"):
         export_codec(codec, "authors")
+
+
+def test_float_entropy_networks_are_restored_for_an_export(converted, model):
+    codec = ElicModel.from_pretrained(converted[0], build_entropy_networks=False)
+    exported, whole = (export_codec(one, "authors") for one in (codec, model.codec))
+    assert exported.keys() == whole.keys()
+    assert torch.equal(exported["g_a.0.weight"], whole["g_a.0.weight"])
+    restored = export_codec(restore_entropy_networks(codec), "authors")
+    assert all(torch.equal(value, restored[key]) for key, value in exported.items())
 
 
 def test_an_unknown_layout_is_refused(model):

@@ -61,6 +61,11 @@ def test_another_tower_may_follow(llava, processor, comneck):
     torch.nn.init.zeros_(other.vision_model.neck.projection.weight)
     attach_vision_tower(model, other)
     assert model.model.vision_tower.vision_model.neck.projection.weight.abs().max() == 0
+    attach_vision_tower(model, "comneck-tiny-d1-q2")  # by its packaged name
+    expected = comneck.vision_model.neck.projection.weight
+    assert torch.equal(model.model.vision_tower.vision_model.neck.projection.weight, expected)
+    with pytest.raises(ValueError, match="No model at 'nowhere'"):
+        attach_vision_tower(model, "nowhere")
 
 
 def test_a_neck_of_another_clip_is_refused_unless_forced(llava, comneck):

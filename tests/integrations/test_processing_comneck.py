@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, CLIPModel
 
 from comneck_hf import (
@@ -95,6 +96,21 @@ def test_wrong_images_are_named(ours, photos, tmp_path):
         ours(text="<image>", images=torch.zeros(ours.latent_channels, 4, 6), return_tensors="pt")
     with pytest.raises(ValueError, match="2 <image> tokens and 1 images"):
         ours(text="<image> <image>", images=bitstream, return_tensors="pt")
+
+
+def test_files_of_pictures_are_read_as_on_the_command_line(ours, photos, tmp_path):
+    photos[0].save(tmp_path / "moving.webp", save_all=True, append_images=[photos[0].rotate(180)], lossless=True)
+    assert ours.compress(str(tmp_path / "moving.webp")) == ours.compress(photos[:1])
+    Image.fromarray(np.random.default_rng(0).random((80, 80), dtype=np.float32)).save(tmp_path / "floats.tif")
+    for name, complaint in (
+        ("floats.tif", r"floats.tif is not a readable picture: the range of its 32-bit values"),
+        ("missing.jpg", r"missing.jpg cannot be read: No such file or directory. Give the path or URL"),
+    ):
+        for given in (tmp_path / name, str(tmp_path / name)):
+            with pytest.raises(ValueError, match=complaint):
+                ours.compress([given])
+            with pytest.raises(ValueError, match=complaint):
+                ours(text="<image>", images=given, return_tensors="pt")
 
 
 def test_a_processor_without_a_codec_says_how_to_get_one(ours, photos):

@@ -7,9 +7,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from .. import ComNeckProcessor, attach_vision_tower
 from ..evaluation.answers import Question, generate_answers
+from ..hub.names import resolve_model
 from ..integrations.llava import image_features
 from ..models.codec_vision_config import CodecVisionConfig
-from .loading import load_model, resolve_model
+from .loading import load_model
 from .streams import FileResult
 
 
@@ -51,7 +52,13 @@ def answer_files(
     *,
     max_new_tokens: int,
 ) -> list[FileResult]:
-    """Asks the same about every file, together; a bad file never stops the others."""
+    """Asks the same about every file, together; a bad file never stops the others.
+
+    Raises:
+        ValueError: If the question is empty, or has a placeholder of an image.
+    """
+    if not question.strip() or processor.image_token in question:
+        raise ValueError(f"The question must be words without {processor.image_token}, got {question!r}.")
     features: dict[Path, torch.Tensor] = {}
     errors: dict[Path, str] = {}
     for path in paths:

@@ -79,6 +79,7 @@ def evaluate(
     work_dir: WorkDirOption = None,
     batch_size: BatchOption = 64,
     num_proc: ProcessesOption = 1,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Dtype.float32,
     quiet: QuietOption = False,
@@ -87,7 +88,10 @@ def evaluate(
     """Measure models and baselines: bytes, quality and accuracy, with intervals; interrupted runs go on."""
     from ..evaluation.measurements import measure_all, summarize
     from .evaluation_parts import Parts, environment, process
+    from .files import refuse_existing
 
+    if not force:
+        refuse_existing([output])
     parts = Parts(
         models=model or ["comneck-tiny-d1-q2"],
         clip=clip,
@@ -144,15 +148,24 @@ def plot(
         refuse_existing([output])
     panels: dict[str, Any] = {}
     for file in results:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if "tasks" not in content:
-            raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
+        content = _read_results(file)
         for task, found in content["tasks"].items():
             title = _title(task, found)
             systems, _ = panels.setdefault(title, ([], value or found["value"]))
             systems += _new_systems(systems, found["systems"], file.stem)
     plot_curves(panels, output, rate=rate)
     typer.echo(str(output))
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """Raises `ValueError` if `comneck eval` did not write the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no JSON ({error}); give a file of `comneck eval`.") from None
+    if not isinstance(content, dict) or "tasks" not in content:
+        raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
+    return content
 
 
 def _new_systems(drawn: list[dict[str, Any]], found: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from ..evaluation.few_shot import FewShot, draw_episodes
 from ..evaluation.file_formats import FILE_FORMATS, find_format
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
+from ..hub.names import resolve_model
 from ..models.codec_vision_config import CodecVisionConfig
 from ..models.compressai.modeling_compressai import CompressaiModel
 from ..models.elic.modeling_elic import ElicModel
@@ -35,7 +36,7 @@ from ..training.conversations import NAMING_QUESTIONS, load_questions
 from ..training.data import ImagePack, load_sample
 from ..training.zero_shot import zero_shot_weights
 from .labels import load_templates
-from .loading import load_codec, load_model, load_model_config, resolve_model
+from .loading import load_codec, load_model, load_model_config
 
 
 LLAVA_TASKS = ("naming", "questions", "few-shot", "few-shot-leaky")

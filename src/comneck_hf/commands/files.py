@@ -1,12 +1,11 @@
 """Pictures and bitstreams on disk: which to read, where to write."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..models.comneck.image_sources import BITSTREAM_SUFFIX
 
@@ -16,7 +15,6 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "find_files",
     "pair_files",
-    "read_picture",
     "refuse_existing",
     "to_image",
 ]
@@ -63,9 +61,15 @@ def pair_files(
         overwrite: Accept results that exist.
 
     Raises:
-        ValueError: If a folder is empty, two results would have the same name, or one exists.
+        ValueError: If a folder is empty, the output can be neither folder nor file, two results would have the same
+            name, or one exists.
     """
     files = find_files(inputs, suffixes=reads)
+    kinds = f"a folder, or for one input a file with {', '.join(writes)}"
+    if output.is_file() and (len(files) > 1 or output.suffix.lower() not in writes):
+        raise ValueError(f"The output {output} is a file. Give {kinds}.")
+    if len(files) == 1 and not output.exists() and output.suffix and output.suffix.lower() not in writes:
+        raise ValueError(f"The output {output} has the suffix {output.suffix}. Give {kinds}.")
     if len(files) == 1 and output.suffix.lower() in writes and not output.is_dir():
         pairs = [(files[0][0], output)]
     else:
@@ -88,30 +92,6 @@ def refuse_existing(targets: Iterable[Path]) -> None:
     if existing:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise ValueError(f"{existing[0]}{more} exists already. Pass --force to overwrite.")
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, upright as its EXIF orientation says; 16 bits are rounded to 8.
-
-    Raises:
-        ValueError: If the file cannot be read as a picture.
-        OSError: If it cannot be opened at all.
-    """
-    with path.open("rb") as file:
-        try:
-            picture = ImageOps.exif_transpose(Image.open(file))
-            if picture.mode in ("I", "F"):
-                raise ValueError(
-                    f"the range of its 32-bit values (mode {picture.mode}) is unknown. Save it with 8 bits."
-                )
-            if picture.mode.startswith("I;16"):  # which `convert` would clip
-                values = np.asarray(picture).astype(np.uint32)
-                picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-            return picture.convert("RGB")
-        except Image.UnidentifiedImageError:
-            raise ValueError(f"{path} is not a picture in a format that Pillow reads.") from None
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable picture: {error}") from None
 
 
 def to_image(pixel_values: torch.Tensor) -> Image.Image:

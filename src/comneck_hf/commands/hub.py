@@ -42,7 +42,7 @@ def convert(
     all. Nothing in the checkpoint is run, and nothing is written if a check fails.
     """
     from ..hub.convert import convert_checkpoint
-    from .loading import resolve_model
+    from ..hub.names import resolve_model
 
     if push_to_hub != (repo_id is not None):
         raise typer.BadParameter("goes together with --repo-id organization/name.", param_hint="--push-to-hub")
@@ -91,15 +91,17 @@ def export(
     """Write a model's weights for another code base: the authors', or CompressAI's elic2022-chandelier.
 
     The authors' layout holds codec and neck, CompressAI's the codec. Both are complete for a strict load there, float
-    coding tables included. Bitstreams are not interchangeable.
+    coding tables included; float entropy networks that a model was saved without are restored from its integer ones.
+    Bitstreams are not interchangeable.
     """
     import torch
     from transformers import AutoConfig
 
     from .. import ComNeckConfig
     from ..hub.export import export_checkpoint, export_codec
+    from ..hub.names import resolve_model
     from .files import refuse_existing
-    from .loading import load_codec, load_model, resolve_model
+    from .loading import load_codec, load_model
 
     silence_libraries()
     if not force:

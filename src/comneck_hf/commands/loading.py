@@ -21,8 +21,8 @@ from .. import (
     CotamModel,
     ElicConfig,
     ElicModel,
-    pretrained,
 )
+from ..hub.names import resolve_model
 from ..hub.publish import network_errors
 from ..models.codec_vision import CodecVisionModel
 from ..models.codec_vision_config import CodecVisionConfig
@@ -35,27 +35,7 @@ __all__ = [
     "load_model",
     "load_model_config",
     "resolve_device",
-    "resolve_model",
 ]
-
-
-def resolve_model(name: str) -> str:
-    """What `from_pretrained` takes for a name.
-
-    Args:
-        name: Folder, packaged model such as `"comneck-tiny-d1-q2"`, or Hub id such as `"owner/name"`.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
-    if Path(name).is_dir():
-        return name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
-        return name
-    try:
-        return pretrained(name)
-    except ValueError as error:
-        raise ValueError(f"No model at {name!r}: neither a folder nor a Hub id (owner/name). {error}") from None
 
 
 def resolve_device(name: str) -> torch.device:

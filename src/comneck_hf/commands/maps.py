@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 
 from .. import ComNeckImageProcessorPil, CotamModel
 from ..coding.gain_map import GainMap
+from ..hub.names import resolve_model
 from ..models.cotam.guide_cotam import ShallowAttentionGuide
 from ..models.cotam.importance_cotam import padded_window, quantize_importance
 from ..models.cotam.latent_guide_cotam import LatentGuide
@@ -20,7 +21,7 @@ from ..models.cotam.regions_cotam import Box, gain_map_from_boxes, gain_map_from
 from ..models.cotam.text_cotam import MAX_DEPTH, text_importance
 from ..models.image_codec import pad_to_multiple
 from ..training.zero_shot import zero_shot_weights
-from .loading import load_coder, resolve_model
+from .loading import load_coder
 from .terminal import DEFAULT_CLIP
 
 
@@ -57,7 +58,7 @@ class MapOptions:
         grid: Rows, and columns, of the map, as far as its source has so many; by default 8, of a prompt 4.
 
     Raises:
-        ValueError: If more than one source is given, or a CLIP that nothing reads.
+        ValueError: If more than one source is given, a prompt without words, or a CLIP that nothing reads.
     """
 
     guide: bool = False
@@ -74,6 +75,8 @@ class MapOptions:
             raise ValueError(
                 "--guide, --roi, --importance, --prompt and --latent-guide exclude one another. Give one of them."
             )
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError('--prompt is empty; it says in words what matters, such as "the licence plate".')
         if self.clip is not None and not (self.guide or self.prompt is not None):
             raise ValueError(
                 f"--clip {self.clip} is the CLIP of --guide and --prompt. Give one of them, or leave it out."

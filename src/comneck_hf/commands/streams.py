@@ -20,8 +20,9 @@ from .. import (
 from ..coding.bitstream import TILES_MAGIC
 from ..coding.gain_map import GainMap
 from ..evaluation.metrics import bits_per_pixel
+from ..models.comneck.image_sources import read_picture
 from .containers import decode_container, is_container
-from .files import read_picture, to_image
+from .files import to_image
 from .labels import Label, ZeroShotClassifier
 from .maps import MapMaker, prepare_picture
 

@@ -58,14 +58,14 @@ def load_prompts(task: str, path: FilePath, *, prompt: str | None = None) -> lis
     """
     if task not in PROMPTS:
         raise ValueError(f"`task` must be one of {sorted(PROMPTS)}, got {task!r}.")
-    template = prompt or PROMPTS[task]
+    template = PROMPTS[task] if prompt is None else prompt
     if task != "captions" and template.count("{}") != 1:
         raise ValueError(f"`prompt` must have '{{}}' once, where the question goes; got {template!r}.")
-    text = Path(path).read_text(encoding="utf-8")
     try:
+        text = Path(path).read_text(encoding="utf-8")
         content = [json.loads(line) for line in text.splitlines() if line] if task == "pope" else json.loads(text)
         return list(_prompts(task, content, template))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of {task} ({type(error).__name__}: {error}).") from None
 
 

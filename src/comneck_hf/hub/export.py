@@ -6,6 +6,7 @@ from ..evaluation.compressai_reference import to_compressai
 from ..models.comneck.modeling_comneck import ComNeckModel
 from ..models.elic.layouts_elic import LAYOUTS, authors_key, compressai_key
 from ..models.elic.modeling_elic import ElicModel
+from ..models.elic.restoration_elic import restore_entropy_networks
 from .checkpoints import Weights
 from .transformer_weights import authors_neck_weights
 
@@ -21,6 +22,8 @@ _BUFFER_KEYS = (
 def export_codec(codec: ElicModel, layout: str) -> Weights:
     """A codec's state dict as another code base has it: complete for a strict load, float tables included.
 
+    Float entropy networks that the codec was saved without are restored, as by `restore_entropy_networks`.
+
     Args:
         codec: The codec; not changed.
         layout: `"authors"` (also VincentChandelier's, 384 tensors) or `"compressai"` (`elic2022-chandelier`, 412).
@@ -30,6 +33,7 @@ def export_codec(codec: ElicModel, layout: str) -> Weights:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {sorted(LAYOUTS)}, got {layout!r}.")
+    codec = restore_entropy_networks(codec) if codec.config.model_type == "elic" else codec
     state = {key: value.clone() for key, value in to_compressai(codec).state_dict().items()}
     if layout == "compressai":
         return state

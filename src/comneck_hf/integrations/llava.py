@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..auto import forget_weight_conversions
 from ..coding.bitstream import Bitstream
+from ..hub.names import resolve_model
 from ..models.codec_vision import CodecVisionModel, LatentVisionModel
 from ..models.codec_vision_config import CodecVisionConfig
 from ..models.comneck.processing_comneck import MAX_CONTAINER_PIXELS
@@ -62,8 +63,8 @@ def attach_vision_tower(
     Args:
         llava: A LLaVA, LLaVA-NeXT, ViP-LLaVA, Video-LLaVA or another model with a CLIP in `vision_tower`; changed in
             place.
-        tower: Folder or Hub id of a ComNeck or CoTAM, or the model, which is copied; a `ComNeckVisionModel` takes
-            latents only.
+        tower: Folder, Hub id or packaged name of a ComNeck or CoTAM, or the model, which is copied; a
+            `ComNeckVisionModel` takes latents only.
         video_tower: The same for Video-LLaVA's frames, with a neck for its other CLIP; `tower` by default.
         force: Attach a neck or adapter that was trained for another CLIP of the same shape.
 
@@ -109,7 +110,10 @@ def _clip_of(llava: PreTrainedModel, name: str) -> nn.Module:
 
 
 def _loaded(tower: str | os.PathLike | PreTrainedModel) -> CodecVisionModel | LatentVisionModel:
-    tower = copy.deepcopy(tower) if isinstance(tower, PreTrainedModel) else AutoModel.from_pretrained(tower)
+    if isinstance(tower, PreTrainedModel):
+        tower = copy.deepcopy(tower)
+    else:
+        tower = AutoModel.from_pretrained(resolve_model(os.fspath(tower)))
     if not isinstance(tower, CodecVisionModel | LatentVisionModel):
         raise ValueError(
             f"The tower must be a `ComNeckModel`, `ComNeckVisionModel` or `CotamModel`, got {type(tower).__name__}."
@@ -304,7 +308,8 @@ def image_features(
             `pixel_values`. Those of bitstreams follow from their gain maps.
 
     Raises:
-        ValueError: If none or both inputs are given, or the tower has no codec for bitstreams or is LLaVA-NeXT's.
+        ValueError: If none or both inputs are given, or the tower has no codec for bitstreams or is LLaVA-NeXT's,
+            or takes latents of another size.
     """
     if (pixel_values is None) == (bitstreams is None):
         raise ValueError("Pass exactly one of `pixel_values` and `bitstreams`.")
@@ -327,6 +332,12 @@ def image_features(
         if isinstance(pixel_values, list):
             sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
             raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+        found, expected = tuple(pixel_values.shape[2:]), tower.config.vision_config.latent_grid
+        if found != expected:
+            raise ValueError(
+                f"The bitstreams have latents of {found[0]}x{found[1]}, but the tower takes {expected[0]}x"
+                f"{expected[1]}. Crop pictures before they are coded, as `processor.compress` and `comneck encode` do."
+            )
         if tower.config.vision_config.reads_pictures and tower.codec.needs_gains:
             pictures = tower.reconstruct(pixel_values, **tower.coded_gains(bitstreams))
             pixel_values = join_picture(pixel_values, pictures)

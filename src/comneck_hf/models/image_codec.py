@@ -91,8 +91,14 @@ class ImageCodec(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What else lies in the folders a codec is loaded from: a ComNeck, or the CLIP it shares its tower with.
-    _keys_to_ignore_on_load_unexpected = [r"^(vision|text)_model\.", r"^(visual|text)_projection\.", r"^logit_scale$"]
+    # What else lies in the folders a codec is loaded from: a ComNeck, the CLIP it shares its tower with, or a LLaVA.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(vision|text)_model\.",
+        r"^(visual|text)_projection\.",
+        r"^logit_scale$",
+        r"^(model\.)?((vision|image|video)_tower|language_model|multi_modal_projector|image_newline|comneck)\b",
+        r"^lm_head\.",
+    ]
 
     @abstractmethod
     def update_tables(self) -> None:

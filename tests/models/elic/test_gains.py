@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 
 import pytest
 import torch
@@ -122,11 +123,26 @@ def test_a_size_is_reached_with_a_map_too(tiny_codec, pictures):
     assert Bitstream.parse(data).gain_map == CHECKS
 
 
+def test_a_size_beyond_the_highest_gain_is_told(tiny_codec, pictures, caplog):
+    plain = torch.full_like(pictures[:1], 0.5)
+    most = tiny_codec.compress(plain, gain=5.0)
+    caplog.clear()
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        assert tiny_codec.compress(plain, target_bytes=10 * len(most[0])) == most
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert f"takes {len(most[0])} bytes at the highest gain, {10 * len(most[0])} were wanted" in caplog.text
+
+
 def test_a_quality_is_half_an_octave_from_the_next(tiny_codec, pictures):
     codec = copy.deepcopy(tiny_codec)
     codec.config.quality = 2
     assert codec.compress(pictures, quality=2) == codec.compress(pictures)
     assert codec.compress(pictures, quality=3.5) == codec.compress(pictures, gain=0.75)
+    with pytest.raises(ValueError, match=r"`quality` must lie in \[-14, 12\] with a codec of quality 2, got 100"):
+        codec.compress(pictures, quality=100)
 
 
 @pytest.mark.parametrize(

@@ -286,10 +286,17 @@ def test_impossible_settings_change_nothing(llava, settings, message):
     assert type(model.config.text_config) is LlamaConfig
 
 
+def test_a_model_that_pools_already_gets_the_new_settings(llava):
+    model = pool_visual_tokens(llava(), pool_layer=1, pool_stride=2)
+    assert pool_visual_tokens(model, pool_layer=2, pool_stride=4, pool="avg2d", pool_grid=(4, 4)) is model
+    text_config = model.config.text_config
+    assert (text_config.pool_layer, text_config.pool_stride, text_config.pool) == (2, 4, "avg2d")
+    with pytest.raises(ValueError, match="pool_layer"):
+        pool_visual_tokens(model, pool_layer=99, pool_stride=8)
+    assert (text_config.pool_layer, text_config.pool_stride, text_config.pool) == (2, 4, "avg2d")
+
+
 def test_other_models_are_refused(llava, llava_next):
-    model = pool_visual_tokens(llava())
-    with pytest.raises(ValueError, match="pools already; change its setting with `set_visual_pooling`"):
-        pool_visual_tokens(model)
     with pytest.raises(ValueError, match="got LlavaNextModel with LlamaConfig"):
         pool_visual_tokens(llava_next.model)
     with pytest.raises(ValueError, match="without `attention_bias`"):

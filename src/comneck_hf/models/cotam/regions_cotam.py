@@ -51,8 +51,9 @@ def gain_map_from_boxes(
         columns = _covered(grid[1], (x0 / width - left) / (right - left), (x1 / width - left) / (right - left))
         if not (rows.any() and columns.any()):
             raise ValueError(
-                f"The box {_text(box)} lies in a part of the picture that is cut off before coding. Code the whole "
-                "picture (`do_resize=False, do_center_crop=False`; --no-crop on the command line)."
+                f"The box {_text(box)} lies in a part of the picture that is cut off before coding. Choose one nearer "
+                "to the middle, or code the whole picture (`do_resize=False, do_center_crop=False`; `comneck encode "
+                "--no-crop`)."
             )
         index[rows[:, None] & columns] = 1
     return gain_maps(index[None], step=step)[0]

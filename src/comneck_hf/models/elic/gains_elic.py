@@ -136,12 +136,17 @@ def quality_gain(quality: float, own_quality: int | None) -> float:
     """Gain in octaves that brings a codec of one quality to another: half an octave for each, as lambda doubles.
 
     Raises:
-        ValueError: If the codec's own quality is unknown.
+        ValueError: If the codec's own quality is unknown, or too far from this one.
     """
     if own_quality is None:
         raise ValueError(
             f"`quality` {quality} means nothing to a codec whose own quality is unknown. Set `config.quality`, or "
             "pass `gain`, `target_bytes` or `target_bpp`."
+        )
+    low, high = (own_quality + 2 * bound // GAINS_PER_OCTAVE for bound in (MIN_GAIN, MAX_GAIN))
+    if not low <= quality <= high:
+        raise ValueError(
+            f"`quality` must lie in [{low}, {high}] with a codec of quality {own_quality}, got {quality}."
         )
     return (quality - own_quality) / 2
 

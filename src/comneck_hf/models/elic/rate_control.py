@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers.utils import logging
 
 from ...coding.gain_map import GAINS_PER_OCTAVE, MAX_GAIN, MIN_GAIN
 from .exact_elic import EncodedLatents
 
 
+logger = logging.get_logger(__name__)
+
 ENCODES = 3
+TOLERANCE = 0.02  # of a target
 # Gains of pictures in 1/64 octaves -> what was coded and the bitstreams
 Coder = Callable[[list[int]], tuple[EncodedLatents, list[bytes]]]
 # Deviations of y and scales, both in steps -> bits
@@ -52,6 +56,8 @@ def reach_sizes(code: Coder, targets: Sequence[float], cost: Cost) -> list[bytes
         targets: Wanted bytes of each picture.
         cost: Bits of y, from its deviations and scales in steps of the quantizer.
 
+    A picture that takes fewer bytes than wanted at the highest gain is coded at that, with a warning.
+
     Raises:
         ValueError: If a picture takes more bytes than wanted at the lowest gain.
     """
@@ -92,7 +98,12 @@ def _next_gain(encodes: Sequence[Encode], target: float) -> int:
 
 def _nearest(encodes: Sequence[Encode], target: float) -> bytes:
     best = min(encodes, key=lambda encode: abs(len(encode.data) - target))
-    if best.gain == MIN_GAIN and len(best.data) > 1.02 * target:
+    if best.gain == MAX_GAIN and len(best.data) < (1 - TOLERANCE) * target:
+        logger.warning(
+            f"A picture takes {len(best.data)} bytes at the highest gain, {target:.0f} were wanted: it needs no more, "
+            "or a codec of a higher rate."
+        )
+    if best.gain == MIN_GAIN and len(best.data) > (1 + TOLERANCE) * target:
         raise ValueError(
             f"A picture takes at least {len(best.data)} bytes with this codec, {target:.0f} were wanted. Make it "
             "smaller, or take a codec of a lower rate."

@@ -170,7 +170,7 @@ class _GeneratesPooled:
     def set_visual_pooling(
         self, pool_layer: int, pool_stride: int, *, region_strides: Sequence[int] | None = None
     ) -> None:
-        """Changes where and how much is pooled, from the next forward pass on.
+        """Changes where and how much is pooled, from the next forward pass on; `pool_visual_tokens` also changes how.
 
         A model with `pool_layer=0` then needs a processor with the same settings, from `ComNeckProcessor.for_llava`.
 
@@ -180,10 +180,15 @@ class _GeneratesPooled:
         Raises:
             ValueError: If the layer does not exist, a stride is below 1, or regions are to be pooled inside.
         """
+        strides = None if region_strides is None else list(region_strides)
+        self._set_pooling({"pool_layer": pool_layer, "pool_stride": pool_stride, "region_strides": strides})
+
+    def _set_pooling(self, settings: dict[str, Any]) -> None:
+        """Sets options of the configuration that fit each other; otherwise raises and leaves them."""
         text_config = self.config.text_config
-        before = {name: getattr(text_config, name) for name in ("pool_layer", "pool_stride", "region_strides")}
-        text_config.pool_layer, text_config.pool_stride = pool_layer, pool_stride
-        text_config.region_strides = None if region_strides is None else list(region_strides)
+        before = {name: getattr(text_config, name) for name in settings}
+        for name, value in settings.items():
+            setattr(text_config, name, value)
         try:
             self.config.validate_pooling()
         except ValueError:
@@ -272,7 +277,8 @@ def pool_visual_tokens(
     """Makes a loaded LLaVA or LLaVA-NeXT pool its visual tokens. Its weights stay where they are.
 
     Args:
-        model: With a Llama language model; changed in place, and so is its configuration.
+        model: With a Llama language model; changed in place, and so is its configuration. One that pools already gets
+            the new settings.
         pool_layer, pool_stride, pool, pool_grid, region_strides: As in [`LlavoltaTextConfig`].
 
     Returns:
@@ -281,15 +287,16 @@ def pool_visual_tokens(
     Raises:
         ValueError: If the model is of another class, or a setting is not possible.
     """
+    settings = {"pool_layer": pool_layer, "pool_stride": pool_stride, "pool": pool, "pool_grid": pool_grid}
+    settings["region_strides"] = None if region_strides is None else list(region_strides)
+    if isinstance(model, _GeneratesPooled):
+        model._set_pooling(settings)
+        return model
     if type(model) not in _POOLED_CLASSES or type(model.config.get_text_config()) is not LlamaConfig:
-        if isinstance(model, _GeneratesPooled):
-            raise ValueError(f"{type(model).__name__} pools already; change its setting with `set_visual_pooling`.")
         raise ValueError(
             "Pooling needs a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration` with a Llama "
             f"language model, got {type(model).__name__} with {type(model.config.get_text_config()).__name__}."
         )
-    settings = {"pool_layer": pool_layer, "pool_stride": pool_stride, "pool": pool, "pool_grid": pool_grid}
-    settings["region_strides"] = None if region_strides is None else list(region_strides)
     model_class, base_class, config_class = _POOLED_CLASSES[type(model)]
     _convert_config(copy.deepcopy(model.config), config_class, settings)  # raises before anything has changed
     _convert_config(model.config, config_class, settings)
