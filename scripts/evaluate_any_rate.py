@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from comneck_hf.commands.evaluation_parts import Parts
+from comneck_hf.commands.evaluation_parts import Parts, environment
 from comneck_hf.commands.loading import load_codec, load_model
 from comneck_hf.evaluation.baselines import Baseline, Latents, Original, Reconstruction
-from comneck_hf.evaluation.machine import describe_machine
 from comneck_hf.evaluation.measurements import Point, measure_all, summarize
 from comneck_hf.evaluation.plots import plot_curves
 
@@ -112,8 +111,8 @@ def main(args: Arguments) -> None:
     points = measure_all(builders, [parts.task(name) for name in args.tasks], folder=folder)
     tasks = compare(points, [DECODED, DECODED_ANY, named(args.one_rate)[0][0]])
     for name, found in tasks.items():
-        found["data"] = parts.data_name(name)
-    setting = parts.setting() | describe_machine()
+        found |= parts.data_of(name)
+    setting = parts.setting() | environment()
     output.write_text(json.dumps({"setting": setting, "tasks": tasks}, indent=1) + "\n", encoding="utf-8")
     panels = {
         f"{name}, {found['pictures']:,} pictures of {found['data']}": (found["systems"], found["value"])

@@ -323,11 +323,11 @@ def complexity(
     """Count parameters and multiply-adds of ComNeck and of what it replaces, part by part, without weights."""
     from . import ComNeckConfig
     from .commands.loading import load_model_config
-    from .evaluation.complexity import complexity_table, count_complexity, system_totals
+    from .evaluation.complexity import complexity_report, complexity_table, count_complexity
 
     counts = count_complexity(ComNeckConfig() if model is None else load_model_config(model))
     if as_json:
-        print_json({"parts": counts, "systems": system_totals(counts)})
+        print_json(complexity_report(counts, is_paper_size=model is None))
     else:
         typer.echo(complexity_table(counts, is_paper_size=model is None))
 

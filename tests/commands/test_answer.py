@@ -11,7 +11,13 @@ from typer.testing import CliRunner
 
 import comneck_hf
 from comneck_hf.cli import app
-from comneck_hf.evaluation.benchmarks import find_picture, load_prompts, picture_files, square_pictures
+from comneck_hf.evaluation.benchmarks import (
+    boxes_in_pictures,
+    find_picture,
+    load_prompts,
+    picture_files,
+    square_pictures,
+)
 from comneck_hf.training.llava import build_llava, llava_processor, train_tokenizer
 
 
@@ -117,11 +123,17 @@ def test_the_other_benchmarks_are_answered_in_their_own_forms(llava, images, tmp
         assert record.items() >= expected[task].items()
 
 
-def test_boxes_within_a_square_that_was_cut_are_not_asked_for(images, tmp_path):
+def test_pictures_whose_answers_are_boxes_are_padded_and_the_boxes_mapped_back(images, tmp_path):
     record = {"ref_id": 5, "file_name": "COCO_val2014_000000000007.jpg", "expression": "the cup"}
-    (tmp_path / "rec.json").write_text(json.dumps([record]))
-    with pytest.raises(ValueError, match="is 160x128: boxes in answers would refer to the square"):
-        square_pictures(images, load_prompts("rec", tmp_path / "rec.json"), 128)
+    (tmp_path / "rec.json").write_text(json.dumps([record, {**record, "ref_id": 6}]))
+    prompts = load_prompts("rec", tmp_path / "rec.json")
+    pictures, _ = square_pictures(images, prompts, 160)
+    with Image.open(images / record["file_name"]) as image:  # 160x128: 16 rows above and below
+        assert (pictures[0, :, 16:144].permute(1, 2, 0).numpy() == image.convert("RGB")).all()
+    assert pictures[0, :, :16].flatten(1).unique(dim=1).flatten().tolist() == [122, 116, 104]
+    answers = [{"ref_id": 5, "answer": "It is [0.25, 0.1, 0.75, 0.5]."}, {"ref_id": 6, "answer": "nowhere"}]
+    mapped = boxes_in_pictures(answers, prompts, images)
+    assert mapped == [{"ref_id": 5, "answer": "[0.2500, 0.0000, 0.7500, 0.5000]"}, answers[1]]
 
 
 def test_pictures_are_cut_to_the_middle(images):

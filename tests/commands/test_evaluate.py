@@ -1,5 +1,6 @@
 """`comneck eval` and `comneck plot` on a data set of a few pictures."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 from typer.testing import CliRunner
 
+from comneck_hf import CompressaiModel, pretrained
 from comneck_hf.cli import app
 from comneck_hf.evaluation.pictures import tensor_picture
 
@@ -92,6 +95,43 @@ def test_models_and_baselines_are_measured_and_drawn(data, tmp_path):
     assert run("plot", output, again, "-o", figure, "--force")[0] == 0
     assert Image.open(figure).size == (2 * 744, 552)
     assert figure.read_bytes() != drawn
+
+
+def test_systems_are_called_by_what_they_are_and_compared_by_curve(data, tmp_path):
+    d1 = AutoModel.from_pretrained(pretrained("comneck-tiny-d1-q2"))
+    other = copy.deepcopy(d1)
+    other.codec.g_s[-1].bias.data.add_(0.05)
+    other.config.quality = other.codec.config.quality = 3
+    other.save_pretrained(tmp_path / "other")
+    factorized = CompressaiModel.from_zoo("bmshj2018-factorized", 1, metric="ms-ssim", pretrained=False)
+    factorized.save_pretrained(tmp_path / "zoo")
+    words = ["eval", "--data", data / "labelled", "-o", tmp_path / "e.json", "--quiet", "--json"]
+    words += ["--baseline", "reconstruction", "--baseline", f"codec={tmp_path / 'zoo'}"]
+    words += ["--baseline", f"codec=mine={tmp_path / 'zoo'}"]
+    words += ["-m", "first=comneck-tiny-d1-q2", "-m", f"first={tmp_path / 'other'}", "-m", "second=comneck-tiny-d1-q2"]
+    code, text = run(*words)
+    assert code == 0, text
+    found = json.loads(text)["tasks"]["zero-shot"]
+    points = {system["name"]: system["results"]["quality"] for system in found["systems"]}
+    assert points == {
+        "first reconstruction": ["q2", "q3"],
+        "second reconstruction": ["q2"],
+        "bmshj2018-factorized ms-ssim": ["q1"],
+        "mine": ["q1"],
+        "first": ["q2", "q3"],
+        "second": ["q2"],
+    }
+    assert list(found["against_reconstruction"]) == ["first", "second"]
+    assert found["split"] == "validation"
+
+
+def test_files_that_asked_something_else_are_not_drawn_together(data, tmp_path):
+    words = ["eval", "--data", data / "labelled", "--baseline", "original", "--quiet"]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert run(*words, "-o", first)[0] == 0
+    second.write_text(first.read_text().replace('"split": "validation"', '"split": "train"'))
+    code, text = run("plot", first, second, "-o", tmp_path / "figure.png")
+    assert code == 1 and "split 'validation' and 'train'. Draw them apart" in text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Episodes, prompts with and without the query among the examples, and the choice of a label."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, CLIPModel
@@ -38,6 +40,15 @@ def test_episodes_show_five_classes_and_ask_about_another_picture_of_one():
     assert draw_episodes(labels, NAMES, count=200) == episodes
 
 
+def test_prompts_beyond_the_context_are_refused(llava, pictures):
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    model.config.text_config.max_position_embeddings = 100
+    images = (pictures * 255).round().to(torch.uint8)
+    episode = Episode((0, 1, 2, 3, 4, 5), ("cup", "chair", "panda", "ant", "lamp", "panda"))
+    with pytest.raises(ValueError, match="this language model takes 100"):
+        measure(Original(), FewShot(model, processor, images, [episode]), progress=False)
+
+
 def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match="there are 4"):
         draw_episodes(torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 5]), NAMES, count=1)
@@ -63,8 +74,10 @@ def test_the_likeliest_label_is_chosen(llava, pictures, is_leaky):
     classes = ("cup", "chair", "panda", "ant", "lamp")
     episodes = [Episode((0, 1, 2, 3, 4, 5), (*classes, query)) for query in classes]
     task = FewShot(model, processor, images, episodes, is_leaky=is_leaky)
-    found = measure(Original(), task, batch_size=7, progress=False)["accuracy"]
+    columns = measure(Original(), task, batch_size=7, progress=False)
+    found = columns["accuracy"]
     assert found[1].tolist() == [1] * 5
+    assert columns["answers_seconds"][1].tolist() == [1] * 5  # of an episode
     if not is_leaky:
         assert mean_of(found) == 20  # the query's label is not in the prompt, so one answer fits one of the five
     received = Original().receive(task.pictures[:6])

@@ -165,6 +165,28 @@ def test_what_is_done_is_kept_and_read_again(model, clip, images, tmp_path, monk
         measure_all([lambda: Latents(model)], [changed], **options)
 
 
+def test_two_models_are_never_one_point_of_a_curve(model, clip, images, tmp_path):
+    task = ZeroShot(clip, images, torch.arange(6), embeddings("original", model, clip, None, images))
+    other = copy.deepcopy(model)
+    other.vision_model.neck.projection.weight.data.mul_(2)
+    options = {"folder": tmp_path, "progress": False}
+    same = measure_all([lambda: Latents(model), lambda: Latents(copy.deepcopy(model))], [task], **options)
+    assert [point.columns["top1"].sum() for point in same] == [same[0].columns["top1"].sum()] * 2
+    with pytest.raises(ValueError, match="Two baselines are called 'd1' .*--model NAME=FOLDER"):
+        measure_all([lambda: Latents(model), lambda: Latents(other)], [task], **options)
+    named = measure_all([lambda: Latents(model), lambda: Latents(other, name="other")], [task], **options)
+    assert [point.name for point in named] == ["d1", "other"]
+
+
+def test_what_is_kept_is_not_taken_for_another_version(model, clip, images, tmp_path, monkeypatch):
+    task = ZeroShot(clip, images, torch.arange(6), embeddings("original", model, clip, None, images))
+    measure_all([Original], [task], folder=tmp_path, progress=False)
+    monkeypatch.setattr("comneck_hf.evaluation.measurements.__version__", "99.0")
+    monkeypatch.setattr(Original, "receive", None)
+    with pytest.raises(TypeError):
+        measure_all([Original], [task], folder=tmp_path, progress=False)
+
+
 def column(value: float) -> np.ndarray:
     return np.stack([np.full(50, value), np.ones(50)])
 

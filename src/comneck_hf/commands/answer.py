@@ -47,10 +47,10 @@ def answer(
 ) -> None:
     """Answer a benchmark's questions about coded pictures, for `comneck score`.
 
-    Every picture is resized and cropped to the model's square, coded, and sent on as --source says. What it took is
-    printed beside the answers.
+    Every picture is resized and cropped to the model's square (padded, where answers are boxes, which are then mapped
+    back to fractions of the picture), coded, and sent on as --source says. What it took is printed beside the answers.
     """
-    from ..evaluation.benchmarks import answer_prompts, load_prompts, square_pictures
+    from ..evaluation.benchmarks import answer_prompts, boxes_in_pictures, load_prompts, square_pictures
     from .evaluation_parts import Parts
     from .files import refuse_existing
 
@@ -66,6 +66,8 @@ def answer(
         batch_size=batch_size,
         progress=not quiet,
     )
+    if task == Task.rec:
+        records = boxes_in_pictures(records, prompts, images)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record) for record in records]
     text = "\n".join(lines) if task == Task.pope else f"[{', '.join(lines)}]"

@@ -23,8 +23,8 @@ __all__ = ["evaluate", "plot"]
 
 TASKS = ("zero-shot", "distortion", "naming", "questions", "few-shot", "few-shot-leaky")
 BASELINE_HELP = (
-    "original; reconstruction; codec=FOLDER; post-processing=FOLDER; jpeg, webp, avif or jxl, also at one quality "
-    "(jpeg:10) or within a number of bytes (jpeg@400). Repeat it for more."
+    "original; reconstruction; codec=FOLDER or codec=NAME=FOLDER; post-processing=FOLDER; jpeg, webp, avif or jxl, "
+    "also at one quality (jpeg:10) or within a number of bytes (jpeg@400). Repeat it for more."
 )
 
 
@@ -121,7 +121,7 @@ def evaluate(
     )
     if rank > 0:
         return
-    found = {name: {"data": parts.data_name(name), **values} for name, values in summarize(points).items()}
+    found = {name: {**parts.data_of(name), **values} for name, values in summarize(points).items()}
     _report({"setting": {**parts.setting(), **environment()}, "tasks": found}, output, quiet, as_json)
 
 
@@ -147,10 +147,13 @@ def plot(
     if not force:
         refuse_existing([output])
     panels: dict[str, Any] = {}
+    settings: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in results:
         content = _read_results(file)
         for task, found in content["tasks"].items():
             title = _title(task, found)
+            setting = {**content.get("setting", {}), **found}
+            _check_same(title, settings.setdefault(title, (file, setting)), (file, setting))
             systems, _ = panels.setdefault(title, ([], value or found["value"]))
             systems += _new_systems(systems, found["systems"], file.stem)
     plot_curves(panels, output, rate=rate)
@@ -166,6 +169,15 @@ def _read_results(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "tasks" not in content:
         raise ValueError(f"{file} has no `tasks`; it is no file of `comneck eval`.")
     return content
+
+
+def _check_same(title: str, first: tuple[Path, dict[str, Any]], other: tuple[Path, dict[str, Any]]) -> None:
+    """Raises `ValueError` if two files, each with its settings, asked something else under the same title."""
+    (first_file, setting), (file, found) = first, other
+    known = [name for name in ("split", "side", "resize", "clip", "llava") if name in setting and name in found]
+    differ = [f"{name} {setting[name]!r} and {found[name]!r}" for name in known if setting[name] != found[name]]
+    if differ:
+        raise ValueError(f"{first_file} and {file} both have {title!r}, with {', '.join(differ)}. Draw them apart.")
 
 
 def _new_systems(drawn: list[dict[str, Any]], found: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Baselines and tasks of `comneck eval` from what its options name."""
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 from transformers import (
     AutoModelForImageTextToText,
@@ -19,15 +17,16 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .. import __version__
 from ..evaluation.answers import Question, spread
 from ..evaluation.baselines import Baseline, Latents, Original, PictureFiles, PostProcessing, Reconstruction
 from ..evaluation.few_shot import FewShot, draw_episodes
 from ..evaluation.file_formats import FILE_FORMATS, find_format
+from ..evaluation.machine import describe_machine
 from ..evaluation.pictures import load_picture_folder
 from ..evaluation.tasks import Distortion, Questions, Task, ZeroShot
 from ..hub.names import resolve_model
 from ..models.codec_vision_config import CodecVisionConfig
+from ..models.compressai.configuration_compressai import CompressaiConfig
 from ..models.compressai.modeling_compressai import CompressaiModel
 from ..models.elic.modeling_elic import ElicModel
 from ..models.unet import PostProcessingUNet
@@ -39,6 +38,7 @@ from .labels import load_templates
 from .loading import load_codec, load_model, load_model_config
 
 
+QUESTIONS_SPLIT = "test"
 LLAVA_TASKS = ("naming", "questions", "few-shot", "few-shot-leaky")
 
 __all__ = ["Parts", "environment", "process"]
@@ -133,7 +133,8 @@ class Parts:
     def _latents(self, name: str, gain: float | None) -> Latents:
         curve, folder = _split_name(name)
         model = load_model(folder, device=self.device, dtype=self.dtype)
-        return Latents(model.to(memory_format=torch.channels_last), name=curve or None, gain=gain)
+        quality = None if model.config.quality else _folder_name(folder)
+        return Latents(model.to(memory_format=torch.channels_last), name=curve or None, quality=quality, gain=gain)
 
     @cached_property
     def _codec_digests(self) -> dict[str, str]:
@@ -143,10 +144,10 @@ class Parts:
 
     @property
     def _codec_owners(self) -> list[str]:
-        """The first model with each of the codecs that decode pictures."""
-        owners: dict[str, str] = {}
+        """The first model with each of the codecs that decode pictures, of each curve where these differ in codecs."""
+        owners: dict[tuple[str, str], str] = {}
         for name, digest in self._codec_digests.items():
-            owners.setdefault(digest, name)
+            owners.setdefault(("" if self._curves_share_codecs else _split_name(name)[0], digest), name)
         return list(owners.values())
 
     @property
@@ -169,13 +170,16 @@ class Parts:
         owner = "" if self._curves_share_codecs else curve
         owner = owner or (config.curve if config.curve in ("d2", "d3") else "")  # others leave the codec as it is
         codec = self._load_codec(folder)
-        quality = f"q{config.quality}" if config.quality else ""
+        quality = f"q{config.quality}" if config.quality else _folder_name(folder)
         return Reconstruction(codec, name=f"{owner} reconstruction".strip(), quality=quality, gain=gain)
 
-    def _codec(self, folder: str) -> Reconstruction:
+    def _codec(self, name: str) -> Reconstruction:
+        curve, folder = _split_name(name)
         codec = self._load_codec(folder)
-        quality = codec.config.quality
-        return Reconstruction(codec, name=codec.config.model_type, quality=f"q{quality}" if quality else "")
+        config = codec.config
+        own = f"{config.architecture} {config.metric}" if isinstance(config, CompressaiConfig) else config.model_type
+        quality = f"q{config.quality}" if config.quality else _folder_name(folder)
+        return Reconstruction(codec, name=curve or own, quality=quality)
 
     def _post_processing(self, folder: str) -> PostProcessing:
         if not Path(folder).is_dir():
@@ -188,7 +192,7 @@ class Parts:
             codec = self._load_codec(owner)
             if codec.fingerprint == unet.fingerprint:
                 quality = self._config(name).quality
-                return PostProcessing(codec, unet, quality=f"q{quality}" if quality else "")
+                return PostProcessing(codec, unet, quality=f"q{quality}" if quality else _folder_name(owner))
         raise ValueError(
             f"The U-Net of {folder} was trained for a codec that none of the models has ({unet.fingerprint}). "
             "Add the model whose codec it was trained with."
@@ -225,7 +229,7 @@ class Parts:
                 for number, label in enumerate(pack.labels.tolist())
             ]
             return self.questions_task(pack.images, asked, name=name)
-        questions = load_questions(self.questions_data, "test", size=self.side())
+        questions = load_questions(self.questions_data, QUESTIONS_SPLIT, size=self.side())
         turns = [Question(number, *turn) for number, turns in enumerate(questions.turns) for turn in turns]
         asked = spread(turns, self.questions)
         shown = sorted({question.picture for question in asked})  # others would count in the bytes
@@ -271,20 +275,22 @@ class Parts:
             raise ValueError(f"Models are compared on pictures of one size, these take {sorted(sides)} pixels.")
         return sides.pop()
 
-    def data_name(self, task: str) -> str:
-        """The data that a task asks about."""
-        others = {"questions": self.questions_data, "distortion": self.distortion_data}
-        return Path(others.get(task) or self.data).name
+    def data_of(self, task: str) -> dict[str, str]:
+        """The data that a task asks about, and their split where they have one."""
+        if task == "distortion":
+            return {"data": Path(self.distortion_data).name}
+        if task == "questions":
+            return {"data": Path(self.questions_data).name, "split": QUESTIONS_SPLIT}
+        return {"data": Path(self.data).name, "split": self.split}
 
     def setting(self) -> dict[str, Any]:
         """What was measured, for the results."""
-        facts: dict[str, Any] = {"split": self.split, "clip": Path(self.clip).name}
+        facts: dict[str, Any] = {"clip": Path(self.clip).name}
         if self.llava is not None:
-            facts |= {"llava": Path(self.llava).name, "questions": self.questions}
+            facts |= {"llava": Path(self.llava).name}
         if self.gains:
             facts |= {"gains": list(self.gains)}
-        names = [Path(_split_name(name)[1]) for name in self.models]
-        facts |= {"models": [name.parent.name if name.name == "model" else name.name for name in names]}
+        facts |= {"models": [_folder_name(_split_name(name)[1]) for name in self.models]}
         return facts | {
             "side": self.side(),
             "resize": self.resize,
@@ -295,14 +301,8 @@ class Parts:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the results."""
-    return {
-        "comneck_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "interval": "95 %, bootstrap over pictures",
-    }
+    interval = "95 %, bootstrap over pictures, or episodes of few-shot prompts"
+    return {**describe_machine(), "threads": torch.get_num_threads(), "interval": interval}
 
 
 def process() -> tuple[int, int]:
@@ -317,6 +317,12 @@ def _split_name(name: str) -> tuple[str, str]:
         return "", name
     curve, _, model = name.partition("=")
     return curve, model
+
+
+def _folder_name(name: str) -> str:
+    """What a model is called: its folder, or that of its training."""
+    path = Path(name)
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _split_at_mark(name: str) -> tuple[str, str, str]:

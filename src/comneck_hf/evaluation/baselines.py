@@ -15,7 +15,7 @@ from ..models.codec_vision import CodecVisionModel
 from ..models.image_codec import ImageCodec, pad_to_multiple
 from ..models.unet import PostProcessingUNet
 from ..training.content import model_parts
-from .file_formats import encode_picture, encoder_version, find_format, picture_at_bytes
+from .file_formats import decode_file, encode_file, encoder_version, find_format, quality_at_bytes
 from .pictures import picture_tensor, tensor_picture
 
 
@@ -117,21 +117,21 @@ class PictureFiles(Baseline):
         return (*super().depends_on(), repr(find_format(self._file_format)), encoder_version(self._file_format))
 
     def receive(self, pictures: torch.Tensor) -> Received:
-        """Files and what they decode to. Decoding is part of `"encode"`: the encoder's search needs it."""
+        """Files and what they decode to."""
         received = Received()
-        with received.timed("encode"), ThreadPoolExecutor(self._num_threads) as pool:
-            coded = list(pool.map(self._code, pictures.cpu()))
-        received.num_bytes = [size for size, _ in coded]
-        received.pixel_values = torch.stack([picture for _, picture in coded]).to(pictures.device) / 255
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            with received.timed("encode"):
+                files = list(pool.map(self._encode, pictures.cpu()))
+            with received.timed("decode"):
+                decoded = list(pool.map(lambda data: picture_tensor(decode_file(data)), files))
+        received.num_bytes = [len(data) for data in files]
+        received.pixel_values = torch.stack(decoded).to(pictures.device) / 255
         return received
 
-    def _code(self, picture: torch.Tensor) -> tuple[int, torch.Tensor]:
-        image = tensor_picture(picture)
-        if self._max_bytes is None:
-            coded = encode_picture(image, quality=self._level, file_format=self._file_format)
-        else:
-            coded = picture_at_bytes(image, self._max_bytes, file_format=self._file_format)
-        return len(coded.data), picture_tensor(coded.image)
+    def _encode(self, picture: torch.Tensor) -> bytes:
+        image, options = tensor_picture(picture), {"file_format": self._file_format}
+        quality = self._level if self._max_bytes is None else quality_at_bytes(image, self._max_bytes, **options)
+        return encode_file(image, quality=quality, **options)
 
 
 class Reconstruction(Baseline):

@@ -15,6 +15,7 @@ from .answers import Question
 from .baselines import Baseline
 from .intervals import bootstrap_interval, mean_of
 from .pictures import picture_tensor
+from .scores import parse_box
 from .tasks import Questions
 
 
@@ -28,6 +29,7 @@ PROMPTS = {
     "rec": "Please provide the bounding box coordinate of the region this sentence describes: {}.",
 }
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_PADDING = (122, 116, 104)  # CLIP's mean color, as LLaVA-1.5 pads
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,15 @@ def answer_prompts(
 
 
 def square_pictures(folder: FilePath, prompts: Sequence[Prompt], side: int) -> tuple[torch.Tensor, list[Question]]:
-    """The pictures of prompts, their middles resized to `side`, once each; and the prompts as questions about them.
+    """The pictures of prompts as squares, once each; and the prompts as questions about them.
+
+    Their middles are resized to `side`; where answers are boxes, the whole pictures, padded to squares.
 
     Returns:
         uint8 `(n, 3, side, side)` and one question per prompt.
 
     Raises:
-        ValueError: If a picture is missing, or not square where answers are boxes.
+        ValueError: If a picture is missing.
     """
     places: dict[str | int, int] = {}
     pictures, questions, files = [], [], picture_files(folder)
@@ -160,17 +164,45 @@ def square_pictures(folder: FilePath, prompts: Sequence[Prompt], side: int) -> t
         if prompt.picture not in places:
             places[prompt.picture] = len(places)
             with Image.open(find_picture(files, prompt.picture)) as image:
-                if prompt.key[0] == "ref_id" and image.width != image.height:
-                    raise ValueError(
-                        f"Picture {prompt.picture!r} is {image.width}x{image.height}: boxes in answers would refer to "
-                        "the square that is cut from it. Give square pictures and boxes within them."
-                    )
-                pictures.append(picture_tensor(_square(image.convert("RGB"), side)))
+                square = _padded if prompt.key[0] == "ref_id" else _middle
+                pictures.append(picture_tensor(square(image.convert("RGB"), side)))
         questions.append(Question(places[prompt.picture], prompt.text, ""))
     return torch.stack(pictures), questions
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
+def boxes_in_pictures(
+    records: Sequence[dict[str, Any]], prompts: Sequence[Prompt], folder: FilePath
+) -> list[dict[str, Any]]:
+    """Records whose answers have boxes as fractions of the pictures, not of the squares that were made of them.
+
+    Args:
+        records: Of `answer_prompts`, about `square_pictures`; texts without a box stay as they are.
+        prompts: In their order.
+        folder: Of the pictures.
+    """
+    mapped, files = [], picture_files(folder)
+    for record, prompt in zip(records, prompts, strict=True):
+        with Image.open(find_picture(files, prompt.picture)) as image:
+            size = image.size
+        side = max(size)
+        box = parse_box(record["answer"], size=(side, side))
+        if box is not None:
+            corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+            inside = [corner - (side - size[axis % 2]) // 2 for axis, corner in enumerate(corners)]
+            fractions = [min(max(value / size[axis % 2], 0.0), 1.0) for axis, value in enumerate(inside)]
+            record = {**record, "answer": f"[{', '.join(f'{value:.4f}' for value in fractions)}]"}
+        mapped.append(record)
+    return mapped
+
+
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    length = max(image.size)
+    square = Image.new("RGB", (length, length), _PADDING)
+    square.paste(image, ((length - image.width) // 2, (length - image.height) // 2))
+    return square.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
     scale = side / min(image.size)
     image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
     left, top = ((length - side) // 2 for length in image.size)
@@ -181,6 +213,7 @@ __all__ = [
     "PROMPTS",
     "Prompt",
     "answer_prompts",
+    "boxes_in_pictures",
     "find_picture",
     "load_prompts",
     "picture_files",

@@ -1,8 +1,4 @@
-"""What the systems cost: parameters and multiply-adds, counted on the meta device.
-
-A multiply-add is one of a linear layer, a convolution or a product within attention; nothing else is counted. Counts
-are per pixel of the codec's input.
-"""
+"""What the systems cost: parameters and multiply-adds, counted on the meta device."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +19,10 @@ SYSTEMS = {
     "Reconstruction": ("g_s", "CLIP stem"),
     "Post-processing": ("g_s", "U-Net", "CLIP stem"),
 }
+RULE = (
+    "multiply-adds of linear layers, convolutions and products within attention, nothing else; per pixel of the "
+    "codec's input"
+)
 # ComNeck, table 3: parameters in millions and kMAC per pixel
 PAPER = {"neck": (13.19, 52.795), "g_s": (7.34, 112.00), "U-Net": (31.04, 835.72), "CLIP stem": (25.78, 70.24)}
 REASONS = {
@@ -159,6 +159,17 @@ def system_totals(counts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[s
     return totals
 
 
+def complexity_report(counts: Mapping[str, Mapping[str, float]], *, is_paper_size: bool) -> dict[str, object]:
+    """What was counted, ready for JSON; with the paper's table 3 where the sizes are the paper's."""
+    report: dict[str, object] = {"rule": RULE, "parts": counts, "systems": system_totals(counts)}
+    if is_paper_size:
+        report["paper"] = {
+            name: {"num_params": round(1e6 * params), "kmac_per_pixel": kmac, "difference": REASONS[name]}
+            for name, (params, kmac) in PAPER.items()
+        }
+    return report
+
+
 def complexity_table(counts: Mapping[str, Mapping[str, float]], *, is_paper_size: bool) -> str:
     """Lines for a terminal; beside the paper's numbers where the sizes are the paper's."""
     header = f"{'part':24}{'parameters':>14}{'kMAC/pixel':>12}" + (f"{'paper':>18}" if is_paper_size else "")
@@ -168,11 +179,22 @@ def complexity_table(counts: Mapping[str, Mapping[str, float]], *, is_paper_size
         if is_paper_size and name in PAPER:
             line += f"{PAPER[name][0]:>9.2f} M{PAPER[name][1]:>7.1f}  {REASONS[name]}"
         lines.append(line)
-    lines.append("")
+    lines += ["", f"Counted: {RULE}.", ""]
     for system, total in system_totals(counts).items():
         line = f"{system:24}{total['num_params']:>14,}{total['kmac_per_pixel']:>12.2f}"
         lines.append(f"{line}{total['times_comneck']:>9.1f} times ComNeck's")
     return "\n".join(lines)
 
 
-__all__ = ["PAPER", "REASONS", "SYSTEMS", "Part", "Server", "complexity_table", "count_complexity", "system_totals"]
+__all__ = [
+    "PAPER",
+    "REASONS",
+    "RULE",
+    "SYSTEMS",
+    "Part",
+    "Server",
+    "complexity_report",
+    "complexity_table",
+    "count_complexity",
+    "system_totals",
+]

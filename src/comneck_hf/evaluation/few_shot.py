@@ -125,8 +125,14 @@ class FewShot(LlavaTask):
         return labels[int(np.argmax(scores))]
 
     def _log_likelihood(self, start: torch.Tensor, ending: torch.Tensor, images: list[torch.Tensor]) -> float:
-        """Mean logarithm of the probabilities of the ending's tokens."""
+        """Mean logarithm of the probabilities of the ending's tokens; raises if the prompt is too long."""
         input_ids = torch.cat([start, ending])[None].to(self.llava.device)
+        longest = getattr(self.llava.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and input_ids.shape[1] > longest:
+            raise ValueError(
+                f"A prompt of {self.name} has {input_ids.shape[1]} tokens, this language model takes {longest}. Use a "
+                "LLaVA with a longer context or fewer tokens per picture."
+            )
         outputs = self.llava(
             input_ids=input_ids, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=images)}
         )

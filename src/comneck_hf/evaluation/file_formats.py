@@ -62,8 +62,8 @@ class CodedPicture:
     image: Image.Image
 
 
-def encode_picture(image: Image.Image, *, quality: int, file_format: str = "jpeg") -> CodedPicture:
-    """Codes a picture as a file and decodes it again.
+def encode_file(image: Image.Image, *, quality: int, file_format: str = "jpeg") -> bytes:
+    """A picture as a file.
 
     Args:
         image: RGB picture.
@@ -82,8 +82,19 @@ def encode_picture(image: Image.Image, *, quality: int, file_format: str = "jpeg
         raise ValueError(f"`quality` of {file_format} must be in [{low}, {high}], got {quality}.")
     buffer = io.BytesIO()
     image.save(buffer, format=chosen.name, quality=quality, **chosen.options)
-    decoded = Image.open(buffer).convert("RGB")
-    return CodedPicture(data=buffer.getvalue(), quality=quality, psnr=picture_psnr(decoded, image), image=decoded)
+    return buffer.getvalue()
+
+
+def decode_file(data: bytes) -> Image.Image:
+    """The picture of a file, RGB."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def encode_picture(image: Image.Image, *, quality: int, file_format: str = "jpeg") -> CodedPicture:
+    """Codes a picture as a file and decodes it again; arguments and errors as of `encode_file`."""
+    data = encode_file(image, quality=quality, file_format=file_format)
+    decoded = decode_file(data)
+    return CodedPicture(data=data, quality=quality, psnr=picture_psnr(decoded, image), image=decoded)
 
 
 def encoder_version(file_format: str) -> str:
@@ -136,35 +147,40 @@ def picture_at_psnr(image: Image.Image, min_psnr: float, *, file_format: str = "
     return found
 
 
-def picture_at_bytes(image: Image.Image, max_bytes: int, *, file_format: str = "jpeg") -> CodedPicture:
-    """The file of highest quality that fits a number of bytes, by bisection over the quality.
+def quality_at_bytes(image: Image.Image, max_bytes: int, *, file_format: str = "jpeg") -> int:
+    """The highest quality whose file fits a number of bytes, by bisection; the lowest where none does.
 
     Args:
         image: RGB picture.
         max_bytes: Size of the whole file.
-        file_format: As in `encode_picture`.
-
-    Returns:
-        A picture of at most `max_bytes`; the lowest quality where even that is larger, so compare `len(data)`.
+        file_format: As in `encode_file`.
     """
     low, high = find_format(file_format).qualities
-    found = encode_picture(image, quality=low, file_format=file_format)
     while low < high:
-        picture = encode_picture(image, quality=(low + high + 1) // 2, file_format=file_format)
-        if len(picture.data) <= max_bytes:
-            found, low = picture, picture.quality
+        quality = (low + high + 1) // 2
+        if len(encode_file(image, quality=quality, file_format=file_format)) <= max_bytes:
+            low = quality
         else:
-            high = picture.quality - 1
-    return found
+            high = quality - 1
+    return low
+
+
+def picture_at_bytes(image: Image.Image, max_bytes: int, *, file_format: str = "jpeg") -> CodedPicture:
+    """The file of `quality_at_bytes`, which can be larger than wanted: compare `len(data)`."""
+    quality = quality_at_bytes(image, max_bytes, file_format=file_format)
+    return encode_picture(image, quality=quality, file_format=file_format)
 
 
 __all__ = [
     "FILE_FORMATS",
     "CodedPicture",
     "FileFormat",
+    "decode_file",
+    "encode_file",
     "encode_picture",
     "encoder_version",
     "find_format",
     "picture_at_bytes",
     "picture_at_psnr",
+    "quality_at_bytes",
 ]

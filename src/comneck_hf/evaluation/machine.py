@@ -1,7 +1,8 @@
 """What a measurement ran on, for the JSON files in results/."""
 
 import platform
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
-_PACKAGES = ("comneck_hf", "torch", "transformers", "numba", "numpy", "compressai")
+_PACKAGES = ("comneck_hf", "torch", "transformers", "numba", "numpy", "compressai", "pillow")
+_EXTRAS = ("pillow-jxl-plugin",)
 
 
 def cpu_flags() -> list[str]:
@@ -26,8 +28,19 @@ def describe_machine() -> dict[str, Any]:
         "cpu_cores": torch.multiprocessing.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in _PACKAGES} | _found(_EXTRAS),
     }
+
+
+def _found(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _cpuinfo(key: str) -> str:

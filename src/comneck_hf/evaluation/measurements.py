@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate.utils import gather_object
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
+from .. import __version__
 from ..training.content import content_digest
 from .baselines import Baseline
 from .intervals import Columns, bootstrap_interval, gain, mean_of, saving
@@ -72,6 +74,8 @@ def measure(
     numbers = [number for group in groups for number in range(group * size, (group + 1) * size)]
     batch_size = max(size, batch_size // size * size) if isinstance(task.pictures, torch.Tensor) else 1
     starts = range(0, len(numbers), batch_size)
+    if numbers:  # what the first call loads or compiles is in no time
+        baseline.receive(_pictures(task, numbers[:1], device))
     title = f"{task.name}: {baseline.name} {baseline.quality}".rstrip()
     parts = [
         _measure_batch(baseline, task, numbers[first : first + batch_size], device)
@@ -91,9 +95,14 @@ def _join(parts: Sequence[Columns]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]} if parts else {}
 
 
-def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: torch.device | str) -> Columns:
+def _pictures(task: Task, numbers: list[int], device: torch.device | str) -> torch.Tensor:
+    """uint8 `(n, 3, height, width)`; one of those that differ in size."""
     chosen = task.pictures[numbers] if isinstance(task.pictures, torch.Tensor) else task.pictures[numbers[0]][None]
-    pictures = chosen.to(device)
+    return chosen.to(device)
+
+
+def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: torch.device | str) -> Columns:
+    pictures = _pictures(task, numbers, device)
     received = baseline.receive(pictures)
     columns = dict(task.score(baseline, received, numbers))
     height, width = pictures.shape[-2:]
@@ -108,9 +117,12 @@ def _measure_batch(baseline: Baseline, task: Task, numbers: list[int], device: t
         columns["ms_ssim"] = np.zeros((2, len(numbers)))
         if min(height, width) > MS_SSIM_SIDE:
             measured["ms_ssim"] = ms_ssim(seen.clamp(0, 1), pictures / 255).tolist()
+    columns |= {name: np.stack([np.array(values), np.ones(len(numbers))]) for name, values in measured.items()}
     for stage, total in seconds.items():
-        measured[f"{stage}_seconds"] = [total / len(numbers)] * len(numbers)
-    return columns | {name: np.stack([np.array(values), np.ones(len(numbers))]) for name, values in measured.items()}
+        step = task.group_size if stage == "answers" else 1  # one answer for a group
+        columns[f"{stage}_seconds"] = np.zeros((2, len(numbers)))
+        columns[f"{stage}_seconds"][:, step - 1 :: step] = [[total / (len(numbers) // step)], [1]]
+    return columns
 
 
 def measure_all(
@@ -127,18 +139,30 @@ def measure_all(
     Args:
         baselines: What builds them, one at a time.
         tasks: What is asked.
-        folder: Gets a file per baseline and task, named after everything that its content depends on.
+        folder: Gets a file per baseline and task, named after everything that its content depends on: contents of
+            models and pictures, versions, kind of device.
         rank, progress, options: Of `measure`.
+
+    Raises:
+        ValueError: If two baselines would be the same point of a curve.
     """
     points = []
+    names: dict[tuple[str, str], str] = {}
     folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.get("device", "cpu")).type
+    machine = content_digest(__version__, torch.__version__, transformers.__version__, device)
     identities = {task.name: content_digest(*task.depends_on()) for task in tasks}
     done = set(folder.glob("*.safetensors"))  # before any process can add to them
     for build in tqdm(baselines, desc="baselines", disable=rank > 0 or not progress):
         baseline = build()
         identity = content_digest(*baseline.depends_on())
+        if names.setdefault((baseline.name, baseline.quality), identity) != identity:
+            raise ValueError(
+                f"Two baselines are called {baseline.name!r} {baseline.quality}, and would be one point of a curve. "
+                "Name one of them: --model NAME=FOLDER, --baseline codec=NAME=FOLDER."
+            )
         for task in tasks:
-            file = folder / f"{identity}-{identities[task.name]}.safetensors"
+            file = folder / f"{identity}-{identities[task.name]}-{machine}.safetensors"
             if file in done:
                 columns: Columns = load_file(file)
             else:

@@ -141,7 +141,7 @@ def find_measurements(file: Path, config: PreTrainedConfig) -> tuple[dict[str, f
             row |= {"decoded_top1": points[seen, quality]["top1"]}
     if not row:
         return {}, {}
-    setting = {"data": task["data"], "split": content["setting"]["split"]}
+    setting = {"data": task["data"], "split": task["split"]}
     return {"pictures": task["pictures"], **row}, setting
 
 

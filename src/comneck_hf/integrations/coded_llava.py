@@ -1,5 +1,6 @@
 """A LLaVA whose pictures are coded to bytes before it sees them, and the same LLaVA on pixels to compare with."""
 
+import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ class CodedLlava:
             return cls(llava, processor, source=source)
         if comneck is None:
             if isinstance(llava.config.vision_config, CotamConfig):
-                codec = llava.base_model.vision_tower.coder  # with the guide, which is a part of the tower
+                # With the guide, which is a part of the tower; the tower itself keeps its type
+                codec = copy.deepcopy(llava.base_model.vision_tower.coder).float()
             else:
                 codec = codec_from_pretrained(pretrained, dtype=torch.float32)
             if not isinstance(processor, ComNeckProcessor):
