@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from comneck_hf.evaluation.machine import describe_machine
 from comneck_hf.evaluation.pictures import load_picture_folder, load_pictures
 from comneck_hf.evaluation.rates import ReachedSize, RegionPsnr, reach_rates, region_gains
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 
 
 TOLERANCE = 0.02

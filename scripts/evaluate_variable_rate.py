@@ -17,7 +17,7 @@ from comneck_hf.evaluation.measurements import measure_all, summarize
 from comneck_hf.evaluation.pictures import load_picture_folder
 from comneck_hf.evaluation.plots import plot_curves
 from comneck_hf.evaluation.tasks import Distortion
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 
 
 SEPARATE = "separate"

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel
 
 from comneck_hf.evaluation.rate_accuracy import measure_codec
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 from comneck_hf.models.elic.configuration_elic import ElicConfig
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.modeling_elic import ElicModel

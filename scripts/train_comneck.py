@@ -19,8 +19,8 @@ from comneck_hf.evaluation.intervals import mean_of
 from comneck_hf.evaluation.measurements import measure
 from comneck_hf.evaluation.rate_accuracy import validation_score
 from comneck_hf.evaluation.tasks import ZeroShot
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 from comneck_hf.models.comneck.modeling_comneck import ComNeckModel
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
 from comneck_hf.models.elic.modeling_elic import ElicModel
 from comneck_hf.models.elic.restoration_elic import restore_entropy_networks
 from comneck_hf.models.unet import PostProcessingUNet

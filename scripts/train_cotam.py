@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import CLIPModel
 
 from comneck_hf.evaluation.rate_accuracy import validation_score
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 from comneck_hf.models.cotam.modeling_cotam import CotamModel
 from comneck_hf.training.arguments import TeachingArguments, parse_arguments
 from comneck_hf.training.augmentation import Augmentation
@@ -42,8 +42,12 @@ class CotamArguments(TeachingArguments):
         metadata={"help": "of the high level: image_embeds, last_hidden_state, hidden_states[-2]; NAME=WEIGHT"},
     )
     use_reconstruction_prior: bool = True
-    use_guide: bool = field(default=True, metadata={"help": "code with the guide's gain maps"})
-    guide_layers: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "counted from 0"})
+    use_guide: bool | None = field(
+        default=None, metadata={"help": "code with the guide's gain maps; by default the model's way, or true"}
+    )
+    guide_layers: list[int] = field(
+        default_factory=list, metadata={"help": "counted from 0; by default the model's, or the first three"}
+    )
     guided_share: float = field(default=0.5, metadata={"help": "of the crops, with the guide's gain maps"})
     random_share: float = field(default=0.5, metadata={"help": "of the crops, with random gain maps"})
     validation_gains: list[float] = field(default_factory=lambda: [0.0], metadata={"help": "rates, in octaves"})
@@ -61,8 +65,7 @@ def build_model(args: CotamArguments, clip: CLIPModel) -> CotamModel:
         codec_from_pretrained(args.codec),
         clip,
         quality=args.quality,
-        use_guide=args.use_guide,
-        guide_layers=args.guide_layers,
+        **_guidance(args),
         use_reconstruction_prior=args.use_reconstruction_prior,
         post_layernorm_repeats=find_preset(COTAM_PRESETS, args.preset).post_layernorm_repeats,
     )
@@ -86,8 +89,14 @@ def _trained_model(args: CotamArguments) -> CotamModel:
             raise ValueError(
                 f"--{name} means {wanted}, but {args.model} was made with {found}. Train without --model."
             )
-    config.update({"use_guide": args.use_guide, "guide_layers": args.guide_layers})
+    config.update(_guidance(args))
     return model
+
+
+def _guidance(args: CotamArguments) -> dict[str, object]:
+    """The options of the guide that are given."""
+    given = {"use_guide": args.use_guide, "guide_layers": args.guide_layers or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def build_objective(args: CotamArguments, model: CotamModel, clip: CLIPModel, sample: ImagePack) -> CotamObjective:
@@ -139,11 +148,19 @@ def validate(
     objective: CotamObjective, clip: CLIPModel, pictures: ImagePack, gains: list[float], stage: Stage
 ) -> Metrics:
     """Zero-shot accuracy from real bytes at several rates; the score is their mean."""
-    weights, metrics = objective.zero_shot_weights, {}
+    metrics: Metrics = {}
+    score = partial(
+        validation_score,
+        objective.model,
+        clip,
+        pictures.images,
+        pictures.labels,
+        zero_shot_weights=objective.zero_shot_weights,
+    )
+    if not objective.model.codec.config.has_gains:  # one rate
+        return score()
     for gain in gains:
-        result = validation_score(
-            objective.model, clip, pictures.images, pictures.labels, zero_shot_weights=weights, gain=gain
-        )
+        result = score(gain=gain)
         metrics |= {f"{name}@{gain:g}": value for name, value in result.items()}
     scores = [metrics[f"score@{gain:g}"] for gain in gains]
     return {"score": sum(scores) / len(scores), **metrics}

@@ -160,6 +160,8 @@ def test_a_saved_folder_reads_canvases(models, pictures, tmp_path):
         ours.save_pretrained(tmp_path / tower)
         server = AutoProcessor.from_pretrained(tmp_path / tower)
         assert (server.code_canvas, server.overview, server.reads_pictures) == (True, "pooled", tower == "cotam")
+        if tower == "cotam":  # beside it lies its guide, too
+            assert server.compress(pictures[1]) == [bitstream]
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / tower)
         assert torch.equal(greedy(loaded, server(text=PROMPTS[:1], images=[bitstream], return_tensors="pt")), expected)
 

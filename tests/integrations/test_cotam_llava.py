@@ -106,7 +106,7 @@ def test_llava_reads_the_second_last_layer_of_the_tower(llava, cotam, photos):
 
 
 @torch.no_grad()
-def test_a_saved_llava_comes_back_with_its_tower(llava, cotam, processor, photos, tmp_path):
+def test_a_saved_llava_comes_back_with_its_tower(llava, cotam, processor, photos, tmp_path, capfd):
     model = attach_vision_tower(llava(), cotam)
     model.save_pretrained(tmp_path)
     ComNeckProcessor.for_llava(model, processor).save_pretrained(tmp_path)
@@ -116,8 +116,13 @@ def test_a_saved_llava_comes_back_with_its_tower(llava, cotam, processor, photos
     weights = loaded.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
     bitstreams = cotam.compress(torch.rand(1, 3, 128, 128))
-    latents = ComNeckProcessor.from_pretrained(tmp_path)(text=PROMPTS[:1], images=bitstreams, return_tensors="pt")
+    own = ComNeckProcessor.from_pretrained(tmp_path)
+    latents = own(text=PROMPTS[:1], images=bitstreams, return_tensors="pt")
     assert torch.equal(latents["pixel_values"], cotam.decompress(bitstreams))
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    guided = ComNeckProcessor.for_llava(model, processor).compress(photos)
+    assert own.compress(photos) == guided and all(has_map(bitstream) for bitstream in guided)
+    assert "LOAD REPORT" not in capfd.readouterr().err
     coded = CodedLlava.from_pretrained(tmp_path)
     assert has_map(coded.code(photos[:1]).images[0])
 

@@ -16,7 +16,7 @@ from comneck_hf import (
     attach_vision_tower,
     pretrained,
 )
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 
 
 @pytest.fixture

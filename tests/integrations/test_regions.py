@@ -150,3 +150,6 @@ def test_a_saved_folder_pools_by_maps(model, ours, photos, tmp_path):
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     inputs = server(text=PROMPTS, images=bitstreams, padding=True, return_tensors="pt")
     assert torch.equal(greedy(loaded, inputs), expected)
+    assert server._codec is None  # bitstreams need no guide
+    by_pictures = server(text=PROMPTS, images=photos, padding=True, return_tensors="pt")
+    assert all(torch.equal(by_pictures[name], inputs[name]) for name in inputs)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..models.comneck.processing_comneck import codec_from_pretrained
+from ..models.comneck.codec_owner import codec_from_pretrained
 from ..models.elic.modeling_elic import ElicModel
 from ..models.elic.restoration_elic import restore_entropy_networks
 from .compressai_reference import CompressAICodec, to_compressai

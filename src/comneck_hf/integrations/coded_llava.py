@@ -20,8 +20,9 @@ from transformers import (
 
 from ..models.codec_vision import CodecVisionModel
 from ..models.codec_vision_config import CodecVisionConfig, LatentVisionConfig
+from ..models.comneck.codec_owner import codec_from_pretrained
 from ..models.comneck.image_processing_comneck import ComNeckImageProcessor
-from ..models.comneck.processing_comneck import ComNeckProcessor, codec_from_pretrained
+from ..models.comneck.processing_comneck import ComNeckProcessor
 from ..models.cotam.configuration_cotam import CotamConfig
 from .llava import attach_vision_tower
 

@@ -107,7 +107,11 @@ class CodecVisionModel(PreTrainedModel):
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
         # transformers merges the children's lists, and the codec's would hide everything that is not codec.
-        self._keys_to_ignore_on_load_unexpected = set(self.vision_model._keys_to_ignore_on_load_unexpected)
+        self._keys_to_ignore_on_load_unexpected = {
+            *self.vision_model._keys_to_ignore_on_load_unexpected,
+            r"^(model\.)?(language_model|multi_modal_projector|image_newline)\b",  # of a LLaVA around it
+            r"^lm_head\.",
+        }
 
     @abstractmethod
     def _build_tower(self, config: CodecVisionConfig) -> LatentVisionModel:

@@ -105,7 +105,8 @@ def code_crops(model: CotamModel, pixel_values: Tensor, gains: RandomGains, *, g
         generator: Source of the random numbers.
 
     Returns:
-        `latents`; `picture_tokens` of what they decode to; `token_weights`, as in `gains.token_weights`.
+        `latents`; `picture_tokens` of what they decode to, where the tower reads it; `token_weights`, as in
+        `gains.token_weights`.
     """
     pixel_values = pixel_values.to(model.device)
     with torch.autocast(pixel_values.device.type, enabled=False):
@@ -113,12 +114,11 @@ def code_crops(model: CotamModel, pixel_values: Tensor, gains: RandomGains, *, g
         octaves, maps = gains.draw(len(pixel_values), guided, generator=generator)
         options = {"gain": octaves, "gain_maps": maps} if model.codec.config.has_gains else {}
         latents = model.encode(pixel_values, **options).latents
-        decoded = model.reconstruct(latents, **options)
-    return {
-        "latents": latents,
-        "picture_tokens": model.vision_model.picture_tokens(decoded),
-        "token_weights": token_weights(octaves, maps, tuple(latents.shape[2:])).to(latents),
-    }
+        reads_pictures = model.config.vision_config.reads_pictures
+        decoded = model.reconstruct(latents, **options) if reads_pictures else None
+    weights = token_weights(octaves, maps, tuple(latents.shape[2:])).to(latents)
+    features = {"latents": latents, "token_weights": weights}
+    return features if decoded is None else {**features, "picture_tokens": model.vision_model.picture_tokens(decoded)}
 
 
 def coded_inputs(model: CotamModel, variants: Variants, folder: str | Path, gains: RandomGains) -> list[Features]:
@@ -133,7 +133,7 @@ def coded_inputs(model: CotamModel, variants: Variants, folder: str | Path, gain
     config = model.config
     model.codec.to(memory_format=torch.channels_last)
     names = ("guide_source", "guide_layers", "guide_grid", "guide_threshold", "guide_levels", "gain_step")
-    guide = [getattr(config, name) for name in names]
+    guide = [config.vision_config.reads_pictures, *(getattr(config, name) for name in names)]
     parts = (model.codec, model.vision_model.embeddings, model.vision_model.pre_layrnorm, model.vision_model.encoder)
 
     def code(batch: Tensor, generator: torch.Generator) -> Features:
@@ -204,7 +204,7 @@ class CotamObjective(SurrogateObjective):
 
     def _student(self, batch: Batch, *, is_low: bool) -> dict[str, Tensor]:
         tower = self.model.vision_model
-        picture_tokens = batch["picture_tokens"] if tower.config.reads_pictures else None
+        picture_tokens = batch.get("picture_tokens")
         if is_low:
             return {LOW_TARGET: tower.tokens(batch["latents"], picture_tokens)}
         outputs = tower(latents=batch["latents"], picture_tokens=picture_tokens, output_hidden_states=True)

@@ -11,7 +11,7 @@ from comneck_hf import ComNeckImageProcessor, ComNeckModel, CompressaiModel
 from comneck_hf.cli import app
 from comneck_hf.hub.cards import ModelFacts, render_card
 from comneck_hf.hub.folders import build_hub_folder
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 from comneck_hf.training.objective import half_precision
 
 

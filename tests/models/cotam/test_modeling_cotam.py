@@ -17,7 +17,7 @@ from comneck_hf import (
 from comneck_hf.coding.bitstream import Bitstream
 from comneck_hf.coding.gain_map import GainMap
 from comneck_hf.models.clip_inputs import clip_inputs
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 from comneck_hf.models.cotam.guide_cotam import ShallowAttentionGuide
 from comneck_hf.models.elic.gain_vectors_elic import add_gain_vectors
 from comneck_hf.models.elic.quantization_elic import synthetic_pictures

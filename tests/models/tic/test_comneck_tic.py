@@ -16,7 +16,7 @@ from comneck_hf.evaluation.complexity import count_complexity
 from comneck_hf.hub.cards import ModelFacts, render_card
 from comneck_hf.hub.export import export_checkpoint, export_codec
 from comneck_hf.hub.folders import build_hub_folder
-from comneck_hf.models.comneck.processing_comneck import codec_from_pretrained
+from comneck_hf.models.comneck.codec_owner import codec_from_pretrained
 
 
 SIDE = 128

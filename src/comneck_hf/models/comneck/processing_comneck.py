@@ -1,121 +1,32 @@
 """Processor for LLaVA with a ComNeck tower: text with pictures, latents, bitstreams and `.cnk` files."""
 
-import os
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModel,
     LlavaNextConfig,
     LlavaProcessor,
     PreTrainedModel,
     ProcessorMixin,
-    VideoLlavaModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...coding.bitstream import Bitstream
 from ...coding.gain_map import GainMap
-from ..codec_vision import CodecVisionModel
 from ..codec_vision_config import DOWNSAMPLING_FACTOR, CodecVisionConfig, LatentVisionConfig
-from ..compressai.configuration_compressai import CompressaiConfig
 from ..cotam.configuration_cotam import CotamConfig
-from ..cotam.joined_cotam import PICTURE_CHANNELS, join_picture
-from ..elic.configuration_elic import ElicConfig
+from ..cotam.joined_cotam import PICTURE_CHANNELS
 from ..hub_code import HubCode
 from ..llavolta.configuration_llavolta import LlavoltaTextConfig
 from ..llavolta.pooling_llavolta import image_offsets, map_strides, region_offsets
+from .codec_owner import CodecOwner, tower_codec
 from .image_processing_comneck import ComNeckImageProcessor
-from .image_sources import as_source, flatten_images, picture_sources, read_bitstream
+from .image_sources import picture_sources
 
 
-_STAND_IN = np.zeros((1, 1, 3))  # for a bitstream where transformers counts images
 MAX_CONTAINER_PIXELS = 2**56  # any: what is too large, `decompress` refuses
-_DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-
-
-class CodecOwner:
-    """For processors that read bitstreams: they have a codec, which is saved with the model and not with them."""
-
-    reads_pictures: bool
-    _codec: PreTrainedModel | None = None
-    _codec_source: tuple[str | os.PathLike, dict[str, Any]] | None = None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Loads as every processor; the codec follows from the same place when the first bitstream needs it."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
-        processor._codec_source = (pretrained_model_name_or_path, options)
-        return processor
-
-    @property
-    def codec(self) -> PreTrainedModel:
-        """What decompresses bitstreams and encodes pictures. Settable, for instance to the model's own.
-
-        A codec alone codes without CoTAM's guide; with it does the whole `CotamModel`, which can stand here, too.
-        """
-        if self._codec is None:
-            if self._codec_source is None:
-                raise ValueError(
-                    "Bitstreams need a codec. Set `processor.codec`, for instance to `model.model.vision_tower.codec`."
-                )
-            source, options = self._codec_source
-            self._codec = codec_from_pretrained(source, **options)
-        return self._codec
-
-    @codec.setter
-    def codec(self, codec: PreTrainedModel | None) -> None:
-        self._codec = codec
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `ProcessorMixin`, without copying the codec."""
-        codec, self._codec = self._codec, None
-        try:
-            return super().to_dict()
-        finally:
-            self._codec = codec
-
-    def prepare_inputs_layout(self, images: Any = None, **kwargs: Any) -> tuple[Any, ...]:
-        """As `ProcessorMixin`, on a flat list in which every bitstream has become `bytes`."""
-        if images is None:
-            return super().prepare_inputs_layout(**kwargs)
-        images = [
-            as_source(image) if (data := read_bitstream(image)) is None else data for image in flatten_images(images)
-        ]
-        pictures = [image for image in images if not isinstance(image, bytes)]
-        fetched, *others = super().prepare_inputs_layout(images=pictures, **kwargs)
-        remaining = iter(fetched)
-        images = [image if isinstance(image, bytes) else next(remaining) for image in images]
-        return (images or None, *others)
-
-    def validate_inputs(self, images: list[Any] | None = None, **kwargs: Any) -> None:
-        """As `ProcessorMixin`; a bitstream counts as one image."""
-        if images is not None:
-            images = [_STAND_IN if isinstance(image, bytes) else image for image in images]
-        super().validate_inputs(images=images, **kwargs)
-
-    @property
-    def _decoder(self) -> PreTrainedModel:
-        """The codec without the model around it."""
-        return self.codec.codec if isinstance(self.codec, CodecVisionModel) else self.codec
-
-    def _coded(self, pictures: torch.Tensor, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Latents of pictures, and what decoding them takes beside them."""
-        pictures = pictures.to(self.codec.device)
-        if isinstance(self.codec, CodecVisionModel):
-            options = self.codec.coding_options(pictures, **options)
-        return self.codec.encode(pictures, **options).latents, options
-
-    @torch.no_grad()
-    def _joined(self, latents: torch.Tensor, gains: dict[str, Any]) -> torch.Tensor:
-        """Latents, with their pictures where the tower could not decode them: it is told no gains."""
-        if not (self.reads_pictures and self._decoder.needs_gains):
-            return latents
-        return join_picture(latents, self._decoder.decode(latents, **gains))
 
 
 class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
@@ -291,7 +202,9 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
     @property
     def _follows_guide(self) -> bool:
         """Whether tokens of pictures are pooled by the map of a guide, which then has to be known here."""
-        config = None if self.region_strides is None or self._codec is None else self._codec.config
+        if self.region_strides is None or (self._codec is None and self._codec_source is None):
+            return False
+        config = self.codec.config
         return isinstance(config, CotamConfig) and config.use_guide
 
     def _gain_map(self, image: Any) -> GainMap | None:
@@ -339,42 +252,10 @@ class ComNeckProcessor(CodecOwner, HubCode, LlavaProcessor):
         bitstreams = [image for image in images if isinstance(image, bytes)]
         if not bitstreams:
             return images
-        latents = self.codec.decompress(bitstreams)
+        latents = self._decoder.decompress(bitstreams)
         gains = [self._decoder.coded_gains([data]) for data in bitstreams]
         joined = iter([self._joined(one[None], own)[0] for one, own in zip(latents, gains, strict=True)])
         return [next(joined).cpu() if isinstance(image, bytes) else image for image in images]
 
 
-def tower_codec(model: PreTrainedModel) -> PreTrainedModel | None:
-    """What a ComNeck or CoTAM tower codes with; of Video-LLaVA's two, that for pictures."""
-    base = model.base_model
-    return (base.image_tower if isinstance(base, VideoLlavaModel) else base.vision_tower).coder
-
-
-def codec_from_pretrained(source: str | os.PathLike, **options: Any) -> PreTrainedModel:
-    """The codec of a saved ComNeck or CoTAM, of a LLaVA with such a tower, or a codec itself, without the rest.
-
-    Args:
-        source: Folder or Hub id.
-        options: `revision`, `token` and the like.
-
-    Raises:
-        ValueError: If there is no model, or it was saved without its codec.
-    """
-    advice = "Set `processor.codec` to the codec that wrote the bitstreams."
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source} holds no model to take the codec from. {advice}") from error
-    if isinstance(config, ElicConfig | CompressaiConfig):
-        return AutoModel.from_pretrained(source, **options).eval()
-    parts = [getattr(config, name, None) for name in ("vision_config", "comneck_config")]
-    owner = next((part for part in (config, *parts) if isinstance(part, CodecVisionConfig)), None)
-    if owner is None or owner.codec_config is None:
-        raise ValueError(f"{source} holds no codec: its tower takes latents only. {advice}")
-    if owner is not config:
-        options = {**options, "key_mapping": {r"^((model\.)?(vision|image)_tower|comneck)\.codec\.": ""}}
-    return AutoModel.from_pretrained(source, config=owner.codec_config, **options).eval()
-
-
-__all__ = ["MAX_CONTAINER_PIXELS", "CodecOwner", "ComNeckProcessor", "codec_from_pretrained", "tower_codec"]
+__all__ = ["MAX_CONTAINER_PIXELS", "ComNeckProcessor"]

@@ -14,8 +14,9 @@ from ..cotam.configuration_cotam import CotamConfig
 from ..cotam.joined_cotam import join_picture
 from ..hub_code import HubCode
 from .canvas_comneck import cut_tiles, join_tiles, pool_latents, resize_picture
+from .codec_owner import CodecOwner, tower_codec
 from .image_sources import picture_sources
-from .processing_comneck import MAX_CONTAINER_PIXELS, CodecOwner, tower_codec
+from .processing_comneck import MAX_CONTAINER_PIXELS
 
 
 OVERVIEWS = ("pooled", "encoded")
@@ -231,7 +232,7 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
                     f"A picture of {one.height}x{one.width} pixels was coded as {found} tiles, but this model reads "
                     f"{expected}. Compress it with the processor of this model (`image_grid_pinpoints`)."
                 )
-        latents = iter(self.codec.decompress([tile for one in coded for tile in one.tiles]) if coded else ())
+        latents = iter(self._decoder.decompress([tile for one in coded for tile in one.tiles]) if coded else ())
         return [self._read(one, [next(latents) for _ in one.tiles]) for one in coded]
 
     def _read(self, coded: TiledBitstream, latents: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -285,7 +286,7 @@ class ComNeckNextProcessor(CodecOwner, HubCode, LlavaNextProcessor):
         """Latents of tiles, joined with their decoded pictures if they are not yet."""
         if views.shape[1] > self._decoder.config.latent_channels:
             return views
-        decoded = self._decoder.decode(views.to(self.codec.device))
+        decoded = self._decoder.decode(views.to(self._decoder.device))
         return join_picture(views, decoded.cpu())
 
 
