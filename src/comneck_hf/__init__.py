@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .models.compressai.modeling_compressai import CompressaiModel
     from .models.cotam.configuration_cotam import CotamConfig, CotamVisionConfig
     from .models.cotam.guide_cotam import ShallowAttentionGuide
-    from .models.cotam.importance_cotam import quantize_importance
+    from .models.cotam.importance_cotam import padded_window, quantize_importance
     from .models.cotam.modeling_cotam import CotamModel, CotamVisionModel
     from .models.cotam.regions_cotam import gain_map_from_boxes, gain_map_from_picture
     from .models.elic.configuration_elic import ElicConfig
@@ -92,6 +92,7 @@ _MODULES = {
     "gain_map_from_picture": ".models.cotam.regions_cotam",
     "image_features": ".integrations.llava",
     "llava_next_processor": ".integrations.llava",
+    "padded_window": ".models.cotam.importance_cotam",
     "pool_visual_tokens": ".models.llavolta.modeling_llavolta",
     "quantize_importance": ".models.cotam.importance_cotam",
     "restore_entropy_networks": ".models.elic.restoration_elic",
@@ -176,6 +177,7 @@ __all__ = [
     "gain_map_from_picture",
     "image_features",
     "llava_next_processor",
+    "padded_window",
     "pool_visual_tokens",
     "pretrained",
     "quantize_importance",

@@ -109,6 +109,18 @@ def test_a_picture_that_cannot_be_so_small_fails_alone(comneck, tmp_path):
     result = comneck("encode", "large.png", "plain.png", *options, code=1)
     assert "large.png: A picture takes at least" in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["plain.cnk"]
+    assert (tmp_path / "out" / "plain.cnk").stat().st_size <= 62
+
+
+def test_small_boxes_and_fine_grids_reach_the_latents(comneck, codec, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "small.png"
+    )
+    for options in (["--roi", "8,8,16,16"], ["--roi", "40,40,50,50", "--map-grid", 16], ["--guide"]):
+        comneck("encode", "small.png", "--no-crop", *options, "-o", "out", "-f", "-q")
+        gain_map = Bitstream.parse((tmp_path / "out" / "small.cnk").read_bytes()).gain_map
+        assert (gain_map.rows, gain_map.columns) == (4, 4)  # no more than latents
+        assert any(level > 0 for row in gain_map.levels_at(4, 4) for level in row)
 
 
 @pytest.mark.parametrize(

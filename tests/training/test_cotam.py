@@ -163,6 +163,20 @@ def test_a_codec_of_one_rate_trains_without_gains_and_refuses_them(small_clip):
     loss, _ = objective({"pixel_values": synthetic_pictures(64, 2)}, objective.stages[1])
     loss.backward()
     assert model.vision_model.adapter.gate.grad.abs().sum() > 0
+    pack = ImagePack((synthetic_pictures(64, 2) * 255).to(torch.uint8), None, ())
+    metrics = load_script("train_cotam").validate(objective, small_clip, pack, [-1.0, 0.0], objective.stages[1])
+    assert metrics["score"] == -metrics["distance"] and metrics["bytes_per_picture"] > 0
+
+
+def test_a_codec_that_shows_nothing_trains_without_the_prior(model, small_clip):
+    options = {"use_guide": False, "use_reconstruction_prior": False}
+    blind = CotamModel.from_codec_and_clip(model.codec, small_clip, **options).eval()
+    blind.codec.g_s = None
+    crops = code_crops(blind, synthetic_pictures(64, 2), RandomGains(), generator=torch.Generator())
+    assert set(crops) == {"latents", "token_weights"}
+    objective = new_objective(blind, small_clip, gains=RandomGains())
+    loss, _ = objective({"pixel_values": synthetic_pictures(64, 2)}, objective.stages[1])
+    assert loss.isfinite()
 
 
 def test_a_trained_model_decides_what_options_cannot_change(model, small_clip, tmp_path):
@@ -171,6 +185,9 @@ def test_a_trained_model_decides_what_options_cannot_change(model, small_clip, t
     options = {"output_dir": "run", "data": "data", "clip": "clip", "model": str(tmp_path)}
     again = script.build_model(script.CotamArguments(**options, use_guide=False, guide_layers=[1]), small_clip)
     assert not again.config.use_guide and list(again.config.guide_layers) == [1]
+    again.save_pretrained(tmp_path)
+    kept = script.build_model(script.CotamArguments(**options), small_clip)
+    assert not kept.config.use_guide and list(kept.config.guide_layers) == [1]
     for change, message in (
         ({"use_reconstruction_prior": False}, "use_reconstruction_prior means False"),
         ({"preset": "official"}, "made with post_layernorm_repeats=1"),
@@ -210,7 +227,10 @@ def test_the_losses_are_the_papers_formulas(model, small_clip):
             seen = model(latents=batch["latents"], output_hidden_states=True)
             original = teacher_features(small_clip, pictures, {LOW_TARGET: 1, **TARGETS})
         error = (seen.hidden_states[0] - original[LOW_TARGET]).double().square().mean(2).numpy()
-        weights = batch["token_weights"].numpy() if name == "official" else np.ones((2, 17))
+        _, maps = GAINS.draw(2, model.gain_maps(pictures), generator=torch.Generator().manual_seed(2))
+        levels = [np.zeros((4, 4)) if one is None else one.step / 4 * np.array(one.levels_at(4, 4)) for one in maps]
+        factors = np.stack([np.append(1, 2.0 ** (level - level.max()).ravel()) for level in levels])
+        weights = factors if name == "official" else np.ones((2, 17))
         assert name != "official" or weights.min() < 1
         low = float((error * weights).mean())
         embeds = (seen.image_embeds - original["image_embeds"]).double().square().mean().item()

@@ -15,7 +15,7 @@ from .. import ComNeckImageProcessorPil, CotamModel
 from ..coding.gain_map import GainMap
 from ..hub.names import resolve_model
 from ..models.cotam.guide_cotam import ShallowAttentionGuide
-from ..models.cotam.importance_cotam import padded_window, quantize_importance
+from ..models.cotam.importance_cotam import latent_size, padded_window, quantize_importance
 from ..models.cotam.latent_guide_cotam import LatentGuide
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes, gain_map_from_picture
 from ..models.cotam.text_cotam import MAX_DEPTH, text_importance
@@ -99,12 +99,18 @@ class PreparedPicture:
         window: What part of that picture the latents span: top, left, bottom and right as shares of its sides. Crops
             make it smaller; the codec's padding makes it reach beyond 1.
         padding: What part of `pixel_values` they span, likewise.
+        latent_grid: Rows and columns of the latents.
     """
 
     pixel_values: torch.Tensor
     size: tuple[int, int]
     window: Window
     padding: Window
+    latent_grid: tuple[int, int]
+
+    def grid(self, side: int) -> tuple[int, int]:
+        """Rows and columns of a map: `side`, but no more than the latents have."""
+        return min(side, self.latent_grid[0]), min(side, self.latent_grid[1])
 
 
 MapMaker = Callable[[PreparedPicture], GainMap]
@@ -126,7 +132,8 @@ def prepare_picture(
     size = (picture.height, picture.width)
     top, left, bottom, right = coded_window(image_processor, size)
     window = (top, left, top + (bottom - top) * padding[2], left + (right - left) * padding[3])
-    return PreparedPicture(pixel_values, size, window, padding)
+    latent_grid = latent_size(height, width, divisor=size_divisor)
+    return PreparedPicture(pixel_values, size, window, padding, latent_grid)
 
 
 def coded_window(image_processor: ComNeckImageProcessorPil, size: tuple[int, int]) -> Window:
@@ -194,13 +201,16 @@ def coder_and_map(
         return coder, None
     config = coder.config
     shape: dict[str, Any] = {
-        "grid": (options.grid, options.grid) if options.grid else tuple(config.guide_grid),
         "threshold": config.guide_threshold,
         "levels": config.guide_levels,
         "step": options.step or config.gain_step,
     }
+    rows, columns = (options.grid, options.grid) if options.grid else config.guide_grid
     return coder.codec, lambda picture: quantize_importance(
-        coder.importance(picture.pixel_values[None]), window=picture.padding, **shape
+        coder.importance(picture.pixel_values[None]),
+        grid=(picture.grid(rows)[0], picture.grid(columns)[1]),
+        window=picture.padding,
+        **shape,
     )[0]
 
 
@@ -218,19 +228,22 @@ def map_maker(
         ValueError: If a file cannot be read, or the options shape a map that they have no source for.
         OSError: If the CLIP or the file does not exist.
     """
-    side = options.grid or MAP_GRID
-    shape: dict[str, Any] = {"grid": (side, side), "step": options.step or MAP_STEP}
+    side, step = options.grid or MAP_GRID, options.step or MAP_STEP
     if options.guide:
-        return _guide_maker(options, device, shape)
+        return _guide_maker(options, device, side, step)
     if options.prompt is not None:
         return _prompt_maker(options, options.prompt, device)
     if options.latent_guide is not None:
-        return _latent_maker(options.latent_guide, codec, shape)
+        return _latent_maker(options.latent_guide, codec, side, step)
     if options.boxes:
-        return lambda picture: gain_map_from_boxes(options.boxes, size=picture.size, window=picture.window, **shape)
+        return lambda picture: gain_map_from_boxes(
+            options.boxes, size=picture.size, grid=picture.grid(side), window=picture.window, step=step
+        )
     if options.importance is not None:
         heat_map = _read_heat_map(options.importance)
-        return lambda picture: gain_map_from_picture(heat_map, window=picture.window, **shape)
+        return lambda picture: gain_map_from_picture(
+            heat_map, grid=picture.grid(side), window=picture.window, step=step
+        )
     if options.step is not None or options.grid is not None:
         raise ValueError(
             "--map-step and --map-grid shape a map. Ask for one: --guide, --roi, --importance, --prompt or "
@@ -239,10 +252,12 @@ def map_maker(
     return None
 
 
-def _guide_maker(options: MapOptions, device: torch.device | str, shape: dict[str, Any]) -> MapMaker:
+def _guide_maker(options: MapOptions, device: torch.device | str, side: int, step: int) -> MapMaker:
     guide = ShallowAttentionGuide.from_pretrained(resolve_model(options.clip or DEFAULT_CLIP))
     guide.vision_model.to(device)
-    return lambda picture: quantize_importance(guide(picture.pixel_values[None]), window=picture.padding, **shape)[0]
+    return lambda picture: quantize_importance(
+        guide(picture.pixel_values[None]), grid=picture.grid(side), window=picture.padding, step=step
+    )[0]
 
 
 def _prompt_maker(options: MapOptions, prompt: str, device: torch.device | str) -> MapMaker:
@@ -252,13 +267,16 @@ def _prompt_maker(options: MapOptions, prompt: str, device: torch.device | str) 
     words = zero_shot_weights(clip, tokenizer, class_names=[prompt], templates=PROMPT_TEMPLATES)[0]
     side = options.grid or PROMPT_GRID
     depth = min(max(1, math.ceil(math.log2(side)) - 1), MAX_DEPTH)  # of windows that are halved
-    shape: dict[str, Any] = {"grid": (side, side), "step": options.step or MAP_STEP}
+    step = options.step or MAP_STEP
     return lambda picture: quantize_importance(
-        text_importance(clip, picture.pixel_values[None], words, depth=depth), window=picture.padding, **shape
+        text_importance(clip, picture.pixel_values[None], words, depth=depth),
+        grid=picture.grid(side),
+        window=picture.padding,
+        step=step,
     )[0]
 
 
-def _latent_maker(path: Path, codec: PreTrainedModel | None, shape: dict[str, Any]) -> MapMaker:
+def _latent_maker(path: Path, codec: PreTrainedModel | None, side: int, step: int) -> MapMaker:
     guide = LatentGuide.load(path)
     if codec is None or not codec.config.has_gains or guide.fingerprint != codec.fingerprint:
         raise ValueError(
@@ -271,7 +289,7 @@ def _latent_maker(path: Path, codec: PreTrainedModel | None, shape: dict[str, An
         """From the latents of the padded picture, which the map spans, too."""
         pixels = picture.pixel_values[None].to(codec.device, codec.dtype)
         y = codec.g_a(pad_to_multiple(pixels, codec.config.size_divisor))
-        return quantize_importance(guide(y.float()), **shape)[0]
+        return quantize_importance(guide(y.float()), grid=picture.grid(side), step=step)[0]
 
     return make
 

@@ -110,6 +110,22 @@ def test_a_size_is_reached_with_three_encodes(tiny_codec, pictures, factor, monk
     assert (sizes / target - 1).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("factor", [0.4, 0.75, 1.2])
+def test_sizes_of_larger_pictures_are_within_two_percent_after_three_encodes_and_not_after_one(
+    tiny_codec, pictures, factor, monkeypatch
+):
+    """Acceptance test: where a byte is a small part of the size, no picture is off by more."""
+    large = torch.nn.functional.interpolate(pictures, (256, 256), mode="bilinear")
+    target = round(factor * sum(map(len, tiny_codec.compress(large))) / len(large))
+
+    def errors():
+        return torch.tensor([len(data) / target - 1 for data in tiny_codec.compress(large, target_bytes=target)]).abs()
+
+    assert errors().max() < 0.02
+    monkeypatch.setattr("comneck_hf.models.elic.rate_control.ENCODES", 1)
+    assert errors().max() > 0.1
+
+
 def test_bits_per_pixel_count_the_pixels_of_the_picture(tiny_codec, pictures):
     small = [pictures[0], pictures[1][:, :100, :70]]
     for picture, data in zip(small, tiny_codec.compress(small, target_bpp=1.0), strict=True):

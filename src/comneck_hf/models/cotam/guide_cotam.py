@@ -32,7 +32,7 @@ class ShallowAttentionGuide:
 
     The encoder is used where it is and stays its owner's: this is no module and has no weights, so that neither
     `state_dict()` nor `.to()` of an owner sees them a second time. Of the last layer only the query and the keys are
-    computed, and of no layer the full attention.
+    computed, and of none of `layers` the full attention.
 
     Args:
         vision_model: A `CLIPVisionModel` or another tower with CLIP's parts (`embeddings`, `encoder.layers`, and

@@ -21,7 +21,7 @@ from ..image_codec import CodecEncoderOutput
 from .canvas_cotam import canvas_grid, canvas_importance
 from .configuration_cotam import CotamConfig, CotamVisionConfig
 from .guide_cotam import ShallowAttentionGuide
-from .importance_cotam import padded_window, quantize_importance
+from .importance_cotam import latent_size, padded_window, quantize_importance
 from .joined_cotam import PICTURE_CHANNELS, split_picture
 
 
@@ -221,7 +221,8 @@ class CotamModel(CodecVisionModel):
         Args:
             pixel_values: As in `compress`.
             tile: Side in pixels of the tiles that the pictures consist of. The guide then looks at the whole picture
-                and at each tile, and the map has `guide_grid` cells per tile, fewer if there are very many.
+                and at each tile, and the map has `guide_grid` cells per tile, fewer if there are very many. No map has
+                more cells than there are latents.
 
         Raises:
             ValueError: If a picture does not consist of whole tiles.
@@ -235,13 +236,15 @@ class CotamModel(CodecVisionModel):
         else:
             importance_map = canvas_importance(self.guide, pixel_values, tile=tile)
             grid = canvas_grid(grid, rows=height // tile, columns=width // tile)
+        divisor = self._require_codec().config.size_divisor
+        rows, columns = latent_size(height, width, divisor=divisor)
         return quantize_importance(
             importance_map,
-            grid=grid,
+            grid=(min(grid[0], rows), min(grid[1], columns)),
             threshold=config.guide_threshold,
             levels=config.guide_levels,
             step=config.gain_step,
-            window=padded_window(height, width, divisor=self._require_codec().config.size_divisor),
+            window=padded_window(height, width, divisor=divisor),
         )
 
     def encode(self, pixel_values: torch.Tensor, *, tile: int | None = None, **options: Any) -> CodecEncoderOutput:

@@ -33,7 +33,8 @@ def gain_map_from_boxes(
         grid: Rows and columns of the map.
         outside: Level of all other cells, 0 or -1.
         step: Quarter octaves of gain per level.
-        window: What part of that picture is coded, as in `pool_importance`.
+        window: What part of that picture is coded: top, left, bottom and right as shares of its sides. The codec pads
+            pictures whose sides are no multiples of 64; then `padded_window(height, width, divisor=64)`.
 
     Raises:
         ValueError: If there is no box, one is empty, or lies outside the picture or outside what is coded of it.
@@ -101,7 +102,7 @@ def gain_map_from_picture(
         grid: Rows and columns of the map.
         outside: Level of the cells outside a mask, 0 or -1.
         step: Quarter octaves of gain per level.
-        window: What part of the picture is coded, as in `pool_importance`.
+        window: As in `gain_map_from_boxes`.
 
     Raises:
         ValueError: If the shape is another, all values are equal, one is not finite, or what a mask marks is not
