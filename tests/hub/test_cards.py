@@ -38,8 +38,7 @@ SYSTEMS = [
     {"name": "reconstruction", "results": {"quality": ["q2"], "top1": [11.1]}},
 ]
 RESULTS = {
-    "setting": {"split": "validation"},
-    "tasks": {"zero-shot": {"data": "caltech", "pictures": 2315, "systems": SYSTEMS}},
+    "tasks": {"zero-shot": {"data": "caltech", "split": "validation", "pictures": 2315, "systems": SYSTEMS}},
 }
 
 
