@@ -182,10 +182,10 @@ def test_trainings_of_cotam_run_at_small_size(name, words, data_folder, codec_fo
     validation = log["log"][-1]
     assert validation["validation_bytes_per_picture@-1"] < validation["validation_bytes_per_picture@0"]
     config = CotamModel.from_pretrained(tmp_path / "model").config
-    assert config.use_guide == log["config"]["use_guide"]
+    assert config.use_guide == (log["config"]["use_guide"] is None)  # on, unless it is switched off
     assert config.vision_config.use_reconstruction_prior == log["config"]["use_reconstruction_prior"]
     assert config.vision_config.post_layernorm_repeats == 1 + (log["config"]["preset"] == "official")
-    assert list(config.guide_layers) == log["config"]["guide_layers"]
+    assert list(config.guide_layers) == (log["config"]["guide_layers"] or [0, 1, 2])
 
 
 def test_a_neck_for_every_rate_is_trained_on_random_gains(data_folder, codec_folder, clip_folder, tmp_path):
