@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,10 @@ from .terminal import (
     print_json,
 )
 
+
+if TYPE_CHECKING:
+    from ..evaluation.measurements import Point
+    from .evaluation_parts import Parts
 
 __all__ = ["evaluate", "plot"]
 
@@ -86,12 +90,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure models and baselines: bytes, quality and accuracy, with intervals; interrupted runs go on."""
-    from ..evaluation.measurements import measure_all, summarize
-    from .evaluation_parts import Parts, environment, process
+    from ..evaluation.measurements import measure_all
+    from .evaluation_parts import Parts, process
     from .files import refuse_existing
 
-    if not force:
-        refuse_existing([output])
+    refuse_existing([] if force else [output])
     parts = Parts(
         models=model or ["comneck-tiny-d1-q2"],
         clip=clip,
@@ -119,10 +122,8 @@ def evaluate(
         world_size=world_size,
         progress=not quiet,
     )
-    if rank > 0:
-        return
-    found = {name: {**parts.data_of(name), **values} for name, values in summarize(points).items()}
-    _report({"setting": {**parts.setting(), **environment()}, "tasks": found}, output, quiet, as_json)
+    if rank == 0:
+        _report(parts, points, output, quiet, as_json)
 
 
 @one_line_errors
@@ -200,7 +201,12 @@ def _title(task: str, found: dict[str, Any]) -> str:
     return f"{task}, {found['pictures']:,} {unit} of {found['data']}"
 
 
-def _report(results: dict[str, Any], output: Path, quiet: bool, as_json: bool) -> None:
+def _report(parts: "Parts", points: "list[Point]", output: Path, quiet: bool, as_json: bool) -> None:
+    from ..evaluation.measurements import summarize
+    from .evaluation_parts import environment
+
+    tasks = {name: {**parts.data_of(name), **values} for name, values in summarize(points).items()}
+    results = {"setting": {**parts.setting(), **environment()}, "tasks": tasks}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if as_json:

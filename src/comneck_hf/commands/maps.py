@@ -15,11 +15,11 @@ from .. import ComNeckImageProcessorPil, CotamModel
 from ..coding.gain_map import GainMap
 from ..hub.names import resolve_model
 from ..models.cotam.guide_cotam import ShallowAttentionGuide
-from ..models.cotam.importance_cotam import latent_size, padded_window, quantize_importance
+from ..models.cotam.importance_cotam import padded_window, quantize_importance
 from ..models.cotam.latent_guide_cotam import LatentGuide
 from ..models.cotam.regions_cotam import Box, gain_map_from_boxes, gain_map_from_picture
 from ..models.cotam.text_cotam import MAX_DEPTH, text_importance
-from ..models.image_codec import pad_to_multiple
+from ..models.image_codec import latent_size, pad_to_multiple
 from ..training.zero_shot import zero_shot_weights
 from .loading import load_coder
 from .terminal import DEFAULT_CLIP

@@ -15,6 +15,7 @@ from ..evaluation.metrics import region_psnr
 from ..evaluation.pictures import picture_tensor
 from ..evaluation.plots import save_region_figure
 from ..models.cotam.regions_cotam import Box
+from ..models.image_codec import latent_size
 from .files import to_image
 from .maps import MapOptions, map_maker, prepare_picture
 from .streams import check_gains
@@ -142,7 +143,7 @@ def _region(gain_map: GainMap, codec: ElicModel, pixel_values: torch.Tensor) -> 
     """Pixels of the cells at level 1: the latents stand for squares of the padded picture."""
     height, width = pixel_values.shape[-2:]
     divisor, factor = codec.config.size_divisor, codec.config.downsampling_factor
-    rows, columns = ((side + -side % divisor) // factor for side in (height, width))
+    rows, columns = latent_size(height, width, divisor=divisor, factor=factor)
     index = np.array(gain_map.gain_index)
     cells = index[np.arange(rows) * gain_map.rows // rows][:, np.arange(columns) * gain_map.columns // columns]
     return (cells > 0).repeat(factor, 0).repeat(factor, 1)[:height, :width]

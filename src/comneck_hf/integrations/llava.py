@@ -327,20 +327,7 @@ def image_features(
                 "Bitstreams need a `ComNeckModel` or `CotamModel` in `vision_tower`; attach one, or decompress "
                 "them first."
             )
-        tower = _image_tower(base)
-        pixel_values = tower.decompress(bitstreams)
-        if isinstance(pixel_values, list):
-            sizes = sorted({tuple(latents.shape[1:]) for latents in pixel_values})
-            raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
-        found, expected = tuple(pixel_values.shape[2:]), tower.config.vision_config.latent_grid
-        if found != expected:
-            raise ValueError(
-                f"The bitstreams have latents of {found[0]}x{found[1]}, but the tower takes {expected[0]}x"
-                f"{expected[1]}. Crop pictures before they are coded, as `processor.compress` and `comneck encode` do."
-            )
-        if tower.config.vision_config.reads_pictures and tower.codec.needs_gains:
-            pictures = tower.reconstruct(pixel_values, **tower.coded_gains(bitstreams))
-            pixel_values = join_picture(pixel_values, pictures)
+        pixel_values = _decompressed(_image_tower(base), bitstreams)
         pool_strides = _strides_of(bitstreams, llava.config.get_text_config(), grid=tuple(pixel_values.shape[2:]))
     if image_sizes is None and is_next:
         raise ValueError("LLaVA-NeXT needs `image_sizes`, the height and width of each picture before it was cut.")
@@ -350,6 +337,23 @@ def image_features(
     dtype = llava.get_input_embeddings().weight.dtype
     are_stacked = isinstance(outputs.pooler_output, torch.Tensor)
     return ImageFeatures([image.to(dtype) for image in outputs.pooler_output], are_stacked)
+
+
+def _decompressed(tower: CodecVisionModel, bitstreams: list[bytes]) -> torch.Tensor:
+    """Latents as a tower takes them: of its size, and joined with their pictures where it is to be told no gains."""
+    latents = tower.decompress(bitstreams)
+    if isinstance(latents, list):
+        sizes = sorted({tuple(one.shape[1:]) for one in latents})
+        raise ValueError(f"The bitstreams have latents of different sizes, {sizes}. Crop the pictures first.")
+    found, expected = tuple(latents.shape[2:]), tower.config.vision_config.latent_grid
+    if found != expected:
+        raise ValueError(
+            f"The bitstreams have latents of {found[0]}x{found[1]}, but the tower takes {expected[0]}x{expected[1]}. "
+            "Crop pictures before they are coded, as `processor.compress` and `comneck encode` do."
+        )
+    if not (tower.config.vision_config.reads_pictures and tower.codec.needs_gains):
+        return latents
+    return join_picture(latents, tower.reconstruct(latents, **tower.coded_gains(bitstreams)))
 
 
 def _strides_of(bitstreams: list[bytes], config: PreTrainedConfig, *, grid: tuple[int, int]) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..coding.bitstream import Bitstream
+from .codec_vision_config import DOWNSAMPLING_FACTOR
 
 
 _OVERSHOOT = 0.25  # of values that were resampled
@@ -61,6 +62,17 @@ def check_range(pixel_values: torch.Tensor) -> torch.Tensor:
             "values by 255, or use `ComNeckImageProcessor`."
         )
     return pixel_values
+
+
+def latent_size(height: int, width: int, *, divisor: int, factor: int = DOWNSAMPLING_FACTOR) -> tuple[int, int]:
+    """Rows and columns of a picture's latents. A gain map with more would have cells that no latent reads.
+
+    Args:
+        height, width: Of the picture in pixels.
+        divisor: The codec pads both sides to multiples of this (`config.size_divisor`).
+        factor: Pixels per latent (`config.downsampling_factor`).
+    """
+    return (height + -height % divisor) // factor, (width + -width % divisor) // factor
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, divisor: int) -> torch.Tensor:
@@ -123,8 +135,8 @@ class ImageCodec(PreTrainedModel):
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        divisor, factor = self.config.size_divisor, self.config.downsampling_factor
-        return (height + -height % divisor) // factor, (width + -width % divisor) // factor
+        config = self.config
+        return latent_size(height, width, divisor=config.size_divisor, factor=config.downsampling_factor)
 
     def _on_device(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Checked pictures in the codec's type."""
@@ -156,4 +168,12 @@ class ImageCodec(PreTrainedModel):
         return [Bitstream.parse(data, max_pixels=self.config.max_pixels) for data in bitstreams]
 
 
-__all__ = ["CodecEncoderOutput", "CodecOutput", "ImageCodec", "batches_of_one_size", "check_range", "pad_to_multiple"]
+__all__ = [
+    "CodecEncoderOutput",
+    "CodecOutput",
+    "ImageCodec",
+    "batches_of_one_size",
+    "check_range",
+    "latent_size",
+    "pad_to_multiple",
+]

@@ -3,7 +3,6 @@
 import torch
 
 from ...coding.gain_map import GainMap
-from ..codec_vision_config import DOWNSAMPLING_FACTOR
 
 
 # A spread below this share of a map's largest value, or this many of its roundings, is noise of its computation and no
@@ -21,16 +20,6 @@ def padded_window(height: int, width: int, *, divisor: int) -> tuple[float, floa
         divisor: The codec pads both sides to multiples of this (`config.size_divisor`).
     """
     return 0.0, 0.0, (height + -height % divisor) / height, (width + -width % divisor) / width
-
-
-def latent_size(height: int, width: int, *, divisor: int) -> tuple[int, int]:
-    """Rows and columns of a picture's latents. A map with more would have cells that no latent reads.
-
-    Args:
-        height, width, divisor: As in `padded_window`.
-    """
-    rows, columns = ((side + -side % divisor) // DOWNSAMPLING_FACTOR for side in (height, width))
-    return rows, columns
 
 
 def pool_importance(
@@ -151,4 +140,4 @@ def gain_maps(gain_index: torch.Tensor, *, levels: int = 3, step: int = 2) -> li
     return [GainMap(rows, step=step, levels=levels) for rows in gain_index.to("cpu", torch.int64).tolist()]
 
 
-__all__ = ["gain_maps", "latent_size", "padded_window", "pool_importance", "quantize_importance"]
+__all__ = ["gain_maps", "padded_window", "pool_importance", "quantize_importance"]

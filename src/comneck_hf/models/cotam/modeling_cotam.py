@@ -17,11 +17,11 @@ from ...coding.gain_map import GainMap
 from ..clip_inputs import clip_inputs
 from ..codec_vision import CodecVisionModel, ComNeckModelOutput, LatentVisionModel, sort_inputs
 from ..comneck.neck_comneck import TransformNeck
-from ..image_codec import CodecEncoderOutput
+from ..image_codec import CodecEncoderOutput, latent_size
 from .canvas_cotam import canvas_grid, canvas_importance
 from .configuration_cotam import CotamConfig, CotamVisionConfig
 from .guide_cotam import ShallowAttentionGuide
-from .importance_cotam import latent_size, padded_window, quantize_importance
+from .importance_cotam import padded_window, quantize_importance
 from .joined_cotam import PICTURE_CHANNELS, split_picture
 
 
