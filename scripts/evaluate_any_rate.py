@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import HfArgumentParser
@@ -21,7 +20,7 @@ from transformers import HfArgumentParser
 from comneck_hf.commands.evaluation_parts import Parts, environment
 from comneck_hf.commands.loading import load_codec, load_model
 from comneck_hf.evaluation.baselines import Baseline, Latents, Original, Reconstruction
-from comneck_hf.evaluation.measurements import Point, measure_all, summarize
+from comneck_hf.evaluation.measurements import measure_all, summarize
 from comneck_hf.evaluation.plots import plot_curves
 
 
@@ -83,15 +82,6 @@ def systems(args: Arguments) -> list[Callable[[], Baseline]]:
     return builders + [partial(latents, folder, name, gain) for name, folder in any_rate for gain in args.gains]
 
 
-def compare(points: list[Point], anchors: list[str]) -> dict[str, Any]:
-    """Curves of each task, and how they compare with each of the anchors."""
-    tasks = summarize(points, anchor=anchors[0])
-    for anchor in anchors[1:]:
-        for name, found in summarize(points, anchor=anchor).items():
-            tasks[name] |= {key: value for key, value in found.items() if key.startswith("against_")}
-    return tasks
-
-
 def main(args: Arguments) -> None:
     builders = systems(args)
     parts = Parts(
@@ -109,7 +99,7 @@ def main(args: Arguments) -> None:
     output = Path(args.output)
     folder = Path(args.work_dir) if args.work_dir else output.with_suffix("")
     points = measure_all(builders, [parts.task(name) for name in args.tasks], folder=folder)
-    tasks = compare(points, [DECODED, DECODED_ANY, named(args.one_rate)[0][0]])
+    tasks = summarize(points, anchors=[DECODED, DECODED_ANY, named(args.one_rate)[0][0]])
     for name, found in tasks.items():
         found |= parts.data_of(name)
     setting = parts.setting() | environment()

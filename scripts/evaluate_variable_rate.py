@@ -50,7 +50,7 @@ def main(args: Arguments) -> None:
     output = Path(args.output)
     folder = Path(args.work_dir) if args.work_dir else output.with_suffix("")
     points = measure_all(builders, [Distortion(load_picture_folder(args.pictures))], folder=folder)
-    tasks = summarize(points, anchor=SEPARATE)
+    tasks = summarize(points, anchors=[SEPARATE])
     for found in tasks.values():
         found["data"] = Path(args.pictures).name
     setting = {"gains": args.gains, **describe_machine()}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import HfArgumentParser
 
 from comneck_hf import CotamModel
@@ -25,9 +26,17 @@ ROOT = Path(__file__).parents[1]
 SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
 COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
-WITHOUT_MAP, SMALL_MAP = "cotam-without-map", "cotam-small-map"
+WITHOUT_MAP, SMALL_MAP, WITHOUT_ADAPTER = "cotam-without-map", "cotam-small-map", "cotam-without-adapter"
 COTAM_CHANGES: dict[str, dict[str, Any]] = {WITHOUT_MAP: {"use_guide": False}, SMALL_MAP: {"guide_grid": [4, 4]}}
-# label in the figure: training of scripts/reproduce_tiny.py, without its `ablation-`
+# label in the figure: training of scripts/reproduce_tiny.py
+COTAM_ABLATIONS = {
+    "deep guide": "cotam-deep",
+    "without guide": "cotam-unguided",
+    "without decoded picture": "cotam-no-prior",
+    "low level only": "cotam-low-only",
+    "high level only": "cotam-high-only",
+}
+# the same, without its `ablation-`
 CODECS = {"ELIC": "progressive", "TIC": "tic"}
 LAYERS = {"0 layers": "skip0", "1 layer": "skip1", "2 layers": "progressive", "4 layers": "skip4"}
 LOSSES = {"progressive": "progressive", "cross-entropy alone": "cross-entropy", "distillation alone": "distillation"}
@@ -94,7 +103,12 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("few_shot_tiny", frozen, (*photographs, *few_shot, "--episodes", "200", *both))
     gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
     cotam = (str(COTAM), *(f"{name.replace('-', ' ')}={runs / 'eval' / name}" for name in COTAM_CHANGES))
-    yield Measurement("cotam_tiny", cotam, (*thousand, *zero_shot, *both, *gains))
+    uniform = ("--against", "reconstruction", "--against", WITHOUT_MAP.replace("-", " "))
+    asked = (*thousand, *zero_shot, *questions)
+    yield Measurement("cotam_tiny", cotam, (*asked, "--task", "naming", *both, *gains, *uniform))
+    changed = (f"without adapter={runs / 'eval' / WITHOUT_ADAPTER}", *trained(runs, COTAM_ABLATIONS))
+    whole = ("--against", "reconstruction", "--against", "cotam")
+    yield Measurement("cotam_ablation_tiny", (str(COTAM), *changed), (*asked, *both, *gains, *whole))
     recipe = (*thousand, *zero_shot, *both)
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), recipe)
@@ -111,9 +125,14 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     yield Measurement("any_rate_tiny", (*one_rate, *any_rate), words, "evaluate_any_rate.py")
 
 
+def trained(runs: Path, names: dict[str, str]) -> tuple[str, ...]:
+    """Models of scripts/reproduce_tiny.py with labels for the figure."""
+    return tuple(f"{label}={runs / name / 'model'}" for label, name in names.items())
+
+
 def ablations(runs: Path, names: dict[str, str]) -> tuple[str, ...]:
     """Necks of scripts/reproduce_tiny.py with labels for the figure."""
-    return tuple(f"{label}={runs / f'ablation-{name}' / 'model'}" for label, name in sorted(names.items()))
+    return trained(runs, {label: f"ablation-{name}" for label, name in sorted(names.items())})
 
 
 def post_processing(runs: Path) -> tuple[str, ...]:
@@ -123,7 +142,10 @@ def post_processing(runs: Path) -> tuple[str, ...]:
 
 
 def save_variants(folder: Path) -> None:
-    """The packed CoTAM with other guides, which need no training: a folder for each of `COTAM_CHANGES`."""
+    """Changes of the packed CoTAM that need no training: other guides, and decoded pictures alone."""
+    model = CotamModel.from_pretrained(COTAM)
+    nn.init.zeros_(model.vision_model.adapter.gate)
+    model.save_pretrained(folder / WITHOUT_ADAPTER)
     for name, changes in COTAM_CHANGES.items():
         model = CotamModel.from_pretrained(COTAM)
         model.config.update(changes)
@@ -151,7 +173,7 @@ def main(args: Arguments) -> None:
         for measurement in measurements(Path(args.data), runs)
         if not args.only or measurement.name.startswith(tuple(args.only))
     ]
-    if any(measurement.name in ("cotam_tiny", "any_rate_tiny") for measurement in chosen):
+    if any(measurement.name in ("cotam_tiny", "cotam_ablation_tiny", "any_rate_tiny") for measurement in chosen):
         save_variants(runs / "eval")
     for measurement in list(chosen):
         folders = [Path(model.rpartition("=")[2]) for model in measurement.models]

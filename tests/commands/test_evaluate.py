@@ -123,6 +123,13 @@ def test_systems_are_called_by_what_they_are_and_compared_by_curve(data, tmp_pat
     }
     assert list(found["against_reconstruction"]) == ["first", "second"]
     assert found["split"] == "validation"
+    code, text = run(*words, "--against", "reconstruction", "--against", "mine", "--force")
+    assert code == 0, text
+    found = json.loads(text)["tasks"]["zero-shot"]
+    assert list(found["against_reconstruction"]) == ["first", "second"]
+    assert list(found["against_mine"]) == [name for name in points if name != "mine"]
+    code, text = run(*words, "--against", "theirs", "--force")
+    assert code == 1 and "is called theirs; measured are first reconstruction" in text
 
 
 def test_files_that_asked_something_else_are_not_drawn_together(data, tmp_path):

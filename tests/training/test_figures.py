@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from torch import nn
 from transformers import CLIPModel, HfArgumentParser
 
 import comneck_hf
@@ -41,7 +43,7 @@ def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_pat
                 assert (
                     folder.parent.name in trained
                     or folder.parent == tmp_path / "eval"
-                    and folder.name in script.COTAM_CHANGES
+                    and folder.name in {*script.COTAM_CHANGES, script.WITHOUT_ADAPTER}
                 )
             else:
                 assert (folder / "config.json").exists() or str(folder) == "comneck-tiny-d1-q2"
@@ -85,19 +87,29 @@ def test_the_complexity_of_the_paper_is_written(tmp_path):
     assert parts["U-Net"]["num_params"] == 31_037_763
 
 
-def test_variants_of_the_cotam_differ_in_their_guide_alone(tmp_path, monkeypatch):
+def test_variants_of_the_cotam_change_its_guide_or_leave_out_its_adapter(tmp_path, monkeypatch):
     script = load_script("reproduce_figures")
     codec = ElicModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2"))
     clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
-    CotamModel.from_codec_and_clip(codec, clip, quality=2).save_pretrained(tmp_path / "with")
+    model = CotamModel.from_codec_and_clip(codec, clip, quality=2)
+    for parameter in model.vision_model.adapter.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path / "with")
     monkeypatch.setattr(script, "COTAM", tmp_path / "with")
     script.save_variants(tmp_path / "variants")
-    sizes = []
-    for folder in ("with", "variants/cotam-small-map", "variants/cotam-without-map"):
+    pictures = synthetic_pictures(128, 1)
+    sizes, features = [], []
+    names = ("cotam-small-map", "cotam-without-map", "cotam-without-adapter")
+    for folder in ("with", *(f"variants/{name}" for name in names)):
         model = CotamModel.from_pretrained(tmp_path / folder).eval()
-        (gain_map,) = model.coded_gains(model.compress(synthetic_pictures(128, 1)))["gain_maps"]
+        bitstreams = model.compress(pictures)
+        (gain_map,) = model.coded_gains(bitstreams)["gain_maps"]
         sizes.append(None if gain_map is None else (gain_map.rows, gain_map.columns))
-    assert sizes == [(8, 8), (4, 4), None]
+        features.append(model(latents=model.decompress(bitstreams), gain_maps=[gain_map]).image_embeds)
+    assert sizes == [(8, 8), (4, 4), None, (8, 8)]
+    untrained = CotamModel.from_codec_and_clip(codec, clip, quality=2).eval()
+    torch.testing.assert_close(features[3], untrained(latents=model.decompress(bitstreams)).image_embeds)
+    assert not torch.allclose(features[0], features[3], atol=0.01)
 
 
 def test_the_script_compares_necks_for_one_codec(object_pack, tmp_path):

@@ -1,6 +1,7 @@
 """`comneck eval` and `comneck plot`: accuracy over real bytes, beside baselines, and figures of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,9 @@ GainsOption = Annotated[
     list[float] | None,
     typer.Option("--gain", help="Octaves by which models and their codecs quantize finer; repeat for more."),
 ]
+AgainstOption = Annotated[
+    list[str] | None, typer.Option("--against", help="Curve that others are compared with [reconstruction]; repeat.")
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")]
 WorkDirOption = Annotated[
     Path | None, typer.Option("--work-dir", help="Keeps what is done, by default OUTPUT without suffix.")
@@ -79,6 +83,7 @@ def evaluate(
     episodes: EpisodesOption = 500,
     distortion_data: DistortionDataOption = None,
     gain: GainsOption = None,
+    against: AgainstOption = None,
     output: OutputOption = Path("evaluation.json"),
     work_dir: WorkDirOption = None,
     batch_size: BatchOption = 64,
@@ -112,18 +117,16 @@ def evaluate(
         **placement(device, dtype),
     )
     rank, world_size = process()  # under torchrun the processes share the pictures
+    options = {"batch_size": batch_size, "device": parts.device, "rank": rank, "world_size": world_size}
     points = measure_all(
         parts.baselines(baseline or ["original", "reconstruction"]),
         [parts.task(name) for name in task or ["zero-shot"]],
         folder=work_dir or output.with_suffix(""),
-        batch_size=batch_size,
-        device=parts.device,
-        rank=rank,
-        world_size=world_size,
         progress=not quiet,
+        **options,
     )
     if rank == 0:
-        _report(parts, points, output, quiet, as_json)
+        _report(parts, points, against or (), output, quiet, as_json)
 
 
 @one_line_errors
@@ -201,11 +204,13 @@ def _title(task: str, found: dict[str, Any]) -> str:
     return f"{task}, {found['pictures']:,} {unit} of {found['data']}"
 
 
-def _report(parts: "Parts", points: "list[Point]", output: Path, quiet: bool, as_json: bool) -> None:
+def _report(
+    parts: "Parts", points: "list[Point]", anchors: Sequence[str], output: Path, quiet: bool, as_json: bool
+) -> None:
     from ..evaluation.measurements import summarize
     from .evaluation_parts import environment
 
-    tasks = {name: {**parts.data_of(name), **values} for name, values in summarize(points).items()}
+    tasks = {name: {**parts.data_of(name), **values} for name, values in summarize(points, anchors=anchors).items()}
     results = {"setting": {**parts.setting(), **environment()}, "tasks": tasks}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -236,8 +241,10 @@ def _table(tasks: dict[str, Any]) -> str:
                 bounds = "  {:.1f} to {:.1f}".format(*interval) if interval else ""
                 point = f"{system['name']} {quality}"
                 lines.append(f"{point:28}{''.join(shown)}{bounds}")
-        for name, compared in found.get("against_reconstruction", {}).items():
-            lines += [f"{name} against reconstruction: {line}" for line in _comparison(compared)]
+        anchors = [key.removeprefix("against_") for key in found if key.startswith("against_")]
+        for anchor in anchors:
+            for name, compared in found[f"against_{anchor}"].items():
+                lines += [f"{name} against {anchor}: {line}" for line in _comparison(compared)]
     return "\n".join(lines[1:])
 
 

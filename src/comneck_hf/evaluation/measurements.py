@@ -176,25 +176,32 @@ def measure_all(
     return points
 
 
-def summarize(points: Sequence[Point], *, anchor: str = "reconstruction") -> dict[str, Any]:
-    """Curves with intervals, in the shape of CompressAI's results, and how they compare with the anchor.
+def summarize(points: Sequence[Point], *, anchors: Sequence[str] = ()) -> dict[str, Any]:
+    """Curves with intervals, in the shape of CompressAI's results, and how they compare with the anchors.
 
     Args:
         points: Of one or several tasks.
-        anchor: The curve that others are compared with, where it was measured.
+        anchors: The curves that others are compared with; `reconstruction`, where it was measured, if none is given.
 
     Returns:
         By task: `pictures` (episodes for few-shot prompts); the `value` that counts; `systems`, each with `name` and
         `results` (one list per quantity, one entry per point in the order of the bytes, `None` where it was not
-        measured; means over the pictures, and medians of `*_seconds`); and `against_reconstruction`, or whatever the
-        anchor is, by system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none.
-        Without such an anchor, `NAME reconstruction` is that of `NAME`.
+        measured; means over the pictures, and medians of `*_seconds`); and `against_ANCHOR` for each anchor, by
+        system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none. Without such a
+        curve, `NAME ANCHOR` is the anchor of `NAME`.
+
+    Raises:
+        ValueError: If no curve is called like an anchor that was given.
     """
-    tasks = _ordered(points, "task")
-    return {task: _summarize_task([point for point in points if point.task == task], anchor) for task in tasks}
+    tasks, names = _ordered(points, "task"), _ordered(points, "name")
+    unknown = [anchor for anchor in anchors if not any(f" {name}".endswith(f" {anchor}") for name in names)]
+    if unknown:
+        raise ValueError(f"No curve to compare with is called {', '.join(unknown)}; measured are {', '.join(names)}.")
+    chosen = anchors or ("reconstruction",)
+    return {task: _summarize_task([point for point in points if point.task == task], chosen) for task in tasks}
 
 
-def _summarize_task(points: Sequence[Point], anchor: str) -> dict[str, Any]:
+def _summarize_task(points: Sequence[Point], anchors: Sequence[str]) -> dict[str, Any]:
     curves = {name: [point for point in points if point.name == name] for name in _ordered(points, "name")}
     for curve in curves.values():
         curve.sort(key=lambda point: mean_of(point.columns["bytes"]) if "bytes" in point.columns else 0.0)
@@ -204,12 +211,14 @@ def _summarize_task(points: Sequence[Point], anchor: str) -> dict[str, Any]:
         "systems": [{"name": name, "results": _results(curve)} for name, curve in curves.items()],
     }
     columns = {name: [point.columns for point in curve] for name, curve in curves.items()}
-    compared = {}
-    for name, curve in columns.items():
-        against = anchor if anchor in columns else f"{name} {anchor}"
-        if against in columns and name != against and "bytes" in curve[0]:
-            compared[name] = _compare_curves(columns[against], curve)
-    return found | ({f"against_{anchor}": compared} if compared else {})
+    for anchor in anchors:
+        compared = {}
+        for name, curve in columns.items():
+            against = anchor if anchor in columns else f"{name} {anchor}"
+            if against in columns and name != against and "bytes" in curve[0]:
+                compared[name] = _compare_curves(columns[against], curve)
+        found |= {f"against_{anchor}": compared} if compared else {}
+    return found
 
 
 def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[str, Any]:
