@@ -118,6 +118,8 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     objects = str(data / "coco_eval_256")
     words = ("--data", objects, "--models", *losses)
     yield Measurement("token_errors_tiny", losses, words, "evaluate_token_errors.py")
+    words = (*photographs, "--questions_data", str(data / "easy_vqa"), "--model", str(COTAM))
+    yield Measurement("region_pooling_tiny", (str(COTAM),), words, "evaluate_region_pooling.py")
     one_rate = tuple(f"{name}={packed(name, quality)}" for name in ("d1", "d3") for quality in QUALITIES)
     any_rate = (f"d1, any rate={runs / 'd1-anyrate' / 'model'}", f"CoTAM without map={runs / 'eval' / WITHOUT_MAP}")
     words = (*photographs, "--questions_data", str(data / "easy_vqa"), "--one_rate", *one_rate, "--any_rate")

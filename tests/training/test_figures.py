@@ -31,9 +31,8 @@ def test_every_measurement_is_a_valid_command_of_models_that_are_trained(tmp_pat
         if measurement.script:
             parser = HfArgumentParser(load_script(Path(measurement.script).stem).Arguments)
             (options,) = parser.parse_args_into_dataclasses([*measurement.words])
-            assert set(measurement.models) <= {
-                model for value in vars(options).values() if isinstance(value, list) for model in value
-            }
+            given = [value if isinstance(value, list) else [value] for value in vars(options).values()]
+            assert set(measurement.models) <= {model for values in given for model in values}
         else:
             words = [word for model in measurement.models for word in ("--model", model)]
             options = command.make_context("eval", [*words, *measurement.words]).params
@@ -156,3 +155,34 @@ def test_one_model_at_every_rate_is_compared_with_models_of_one_rate(data_folder
         assert min(figure.size) > 300
     with pytest.raises(ValueError, match="NAME=FOLDER"):
         script.systems(replace(args, any_rate=[model]))
+
+
+def test_tokens_pooled_by_the_map_are_compared_with_tokens_pooled_alike(data_folder, shapes_folder, tmp_path):
+    script = load_script("evaluate_region_pooling")
+    codec = ElicModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-d1-q2"))
+    clip = CLIPModel.from_pretrained(comneck_hf.pretrained("comneck-tiny-clip"))
+    CotamModel.from_codec_and_clip(codec, clip, quality=2).save_pretrained(tmp_path / "cotam")
+    args = script.Arguments(
+        data=str(data_folder),
+        questions_data=str(shapes_folder),
+        model=str(tmp_path / "cotam"),
+        strides=[4, 1],
+        region_strides=["1,1,1", "4,2,1"],
+        pictures=6,
+        questions=8,
+        output=str(tmp_path / "regions.json"),
+    )
+    script.main(args)
+    tasks = json.loads((tmp_path / "regions.json").read_text())["tasks"]
+    assert list(tasks) == ["naming", "questions"]
+    for found in tasks.values():
+        uniform, regions = (system["results"] for system in found["systems"])
+        assert dict(zip(uniform["quality"], uniform["tokens"], strict=True)) == {"1": 64, "4": 16}
+        assert regions["quality"] == ["4,2,1", "1,1,1"]
+        assert 16 < regions["tokens"][0] < 64 == regions["tokens"][1]
+        assert regions["accuracy"][1] == uniform["accuracy"][1]  # strides of one change nothing
+        assert found["regions_gain"]["high"] == 64
+    with Image.open(tmp_path / "regions.png") as figure:
+        assert min(figure.size) > 300
+    with pytest.raises(ValueError, match="such as 4,2,1; got"):
+        script.main(replace(args, region_strides=["4,2"]))

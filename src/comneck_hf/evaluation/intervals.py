@@ -64,14 +64,24 @@ def saving(
         ImportError: Without the extra `eval`.
         ValueError: If the curves cannot be compared, or are not of the same pictures.
     """
-    return _compare(bd_rate, "percent", anchor, test, value, resamples, seed)
+    return _compare(bd_rate, "percent", anchor, test, ("bytes", value), resamples, seed)
 
 
 def gain(
-    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 1000, seed: int = 0
+    anchor: Sequence[Columns],
+    test: Sequence[Columns],
+    value: str,
+    *,
+    rate: str = "bytes",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """`average_gain` of a curve over another at equal bytes, with the interval of its `difference`; as `saving`."""
-    return _compare(average_gain, "difference", anchor, test, value, resamples, seed)
+    """`average_gain` of a curve over another at equal rates, with the interval of its `difference`; as `saving`.
+
+    Args:
+        rate: The column that is the rate.
+    """
+    return _compare(average_gain, "difference", anchor, test, (rate, value), resamples, seed)
 
 
 def _compare(
@@ -79,22 +89,21 @@ def _compare(
     number: str,
     anchor: Sequence[Columns],
     test: Sequence[Columns],
-    value: str,
+    names: tuple[str, str],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    sizes = {point["bytes"].shape[1] for point in (*anchor, *test)}
+    """`names` are those of the columns with rates and values."""
+    sizes = {point[names[0]].shape[1] for point in (*anchor, *test)}
     if len(sizes) != 1:
         raise ValueError(f"Curves are compared over the same pictures, these have {sorted(sizes)} pictures.")
-    asked = np.all([point[value][1] > 0 for point in (*anchor, *test)], axis=0)
-    anchor, test = (
-        [{name: point[name][:, asked] for name in ("bytes", value)} for point in curve] for curve in (anchor, test)
-    )
-    found = compare(_curve(anchor, value), _curve(test, value))
+    asked = np.all([point[names[1]][1] > 0 for point in (*anchor, *test)], axis=0)
+    anchor, test = ([{name: point[name][:, asked] for name in names} for point in curve] for curve in (anchor, test))
+    found = compare(_curve(anchor, names), _curve(test, names))
     drawn = []
     for weights in resample(int(asked.sum()), count=resamples, seed=seed):
         try:
-            drawn.append(getattr(compare(_curve(anchor, value, weights), _curve(test, value, weights)), number))
+            drawn.append(getattr(compare(_curve(anchor, names, weights), _curve(test, names, weights)), number))
         except ValueError:
             continue  # of few pictures, the curves of some draws have nothing in common
     share = 100 * len(drawn) / resamples
@@ -102,8 +111,9 @@ def _compare(
     return {**asdict(found), "interval": interval, "resamples_compared": share}
 
 
-def _curve(points: Sequence[Columns], value: str, weights: np.ndarray | float = 1.0) -> Curve:
-    return [(mean_of(point["bytes"] * weights), mean_of(point[value] * weights)) for point in points]
+def _curve(points: Sequence[Columns], names: tuple[str, str], weights: np.ndarray | float = 1.0) -> Curve:
+    rate, value = names
+    return [(mean_of(point[rate] * weights), mean_of(point[value] * weights)) for point in points]
 
 
 __all__ = ["Columns", "bootstrap_interval", "gain", "mean_of", "percentile_interval", "resample", "saving"]

@@ -20,7 +20,11 @@ __all__ = [
     "save_region_figure",
 ]
 
-_RATE_NAMES = {"bytes": "bytes per picture, whole files", "bpp": "bits per pixel, whole files"}
+_RATE_NAMES = {
+    "bytes": "bytes per picture, whole files",
+    "bpp": "bits per pixel, whole files",
+    "tokens": "visual tokens per picture",
+}
 _VALUE_NAMES = {
     "top1": "zero-shot accuracy in %",
     "top5": "zero-shot top-5 accuracy in %",
@@ -84,7 +88,7 @@ def plot_curves(
     Args:
         panels: By title, `systems` as `summarize` gives them, and the value that is drawn.
         path: Where to write; the suffix chooses the format.
-        rate: `"bytes"` or `"bpp"`.
+        rate: `"bytes"`, `"bpp"` or `"tokens"`.
 
     Raises:
         ValueError: If the rate is unknown or no system has the value.
