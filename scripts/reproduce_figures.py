@@ -26,15 +26,20 @@ ROOT = Path(__file__).parents[1]
 SCENARIOS, QUALITIES = ("d1", "d2", "d3"), (1, 2, 3, 4)
 COMNECK = str(Path(sys.executable).with_name("comneck"))
 COTAM = ROOT / "weights" / "comneck-tiny-cotam-q3"
-WITHOUT_MAP, SMALL_MAP, WITHOUT_ADAPTER = "cotam-without-map", "cotam-small-map", "cotam-without-adapter"
-COTAM_CHANGES: dict[str, dict[str, Any]] = {WITHOUT_MAP: {"use_guide": False}, SMALL_MAP: {"guide_grid": [4, 4]}}
+# Changes of the packed CoTAM that need no training
+WITHOUT_MAP, SMALL_MAP, DEEP_GUIDE = "cotam-without-map", "cotam-small-map", "cotam-deep-guide"
+WITHOUT_ADAPTER = "cotam-without-adapter"
+COTAM_CHANGES: dict[str, dict[str, Any]] = {
+    WITHOUT_MAP: {"use_guide": False},
+    SMALL_MAP: {"guide_grid": [4, 4]},
+    DEEP_GUIDE: {"guide_layers": [3, 4, 5]},
+}
 # label in the figure: training of scripts/reproduce_tiny.py
 COTAM_ABLATIONS = {
-    "deep guide": "cotam-deep",
-    "without guide": "cotam-unguided",
-    "without decoded picture": "cotam-no-prior",
-    "low level only": "cotam-low-only",
-    "high level only": "cotam-high-only",
+    "cotam without guide": "cotam-unguided",
+    "cotam without decoded picture": "cotam-no-prior",
+    "cotam, low level only": "cotam-low-only",
+    "cotam, high level only": "cotam-high-only",
 }
 # the same, without its `ablation-`
 CODECS = {"ELIC": "progressive", "TIC": "tic"}
@@ -102,13 +107,13 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     frozen = tuple(packed("d1", quality) for quality in QUALITIES)
     yield Measurement("few_shot_tiny", frozen, (*photographs, *few_shot, "--episodes", "200", *both))
     gains = tuple(word for gain in ("-2", "-1", "-0.5", "0") for word in ("--gain", gain))
-    cotam = (str(COTAM), *(f"{name.replace('-', ' ')}={runs / 'eval' / name}" for name in COTAM_CHANGES))
+    cotam = (str(COTAM), *changed(runs, WITHOUT_MAP, SMALL_MAP))
     uniform = ("--against", "reconstruction", "--against", WITHOUT_MAP.replace("-", " "))
-    asked = (*thousand, *zero_shot, *questions)
-    yield Measurement("cotam_tiny", cotam, (*asked, "--task", "naming", *both, *gains, *uniform))
-    changed = (f"without adapter={runs / 'eval' / WITHOUT_ADAPTER}", *trained(runs, COTAM_ABLATIONS))
+    named = (*thousand, *zero_shot, "--task", "naming")
+    yield Measurement("cotam_tiny", cotam, (*named, *questions, *both, *gains, *uniform))
+    parts = (str(COTAM), *changed(runs, WITHOUT_ADAPTER, DEEP_GUIDE), *trained(runs, COTAM_ABLATIONS))
     whole = ("--against", "reconstruction", "--against", "cotam")
-    yield Measurement("cotam_ablation_tiny", (str(COTAM), *changed), (*asked, *both, *gains, *whole))
+    yield Measurement("cotam_ablation_tiny", parts, (*named, *llava, *both, *gains, *whole))
     recipe = (*thousand, *zero_shot, *both)
     yield Measurement("ablation_layers_tiny", ablations(runs, LAYERS), recipe)
     yield Measurement("ablation_loss_tiny", ablations(runs, LOSSES), recipe)
@@ -125,6 +130,11 @@ def measurements(data: Path, runs: Path) -> Iterator[Measurement]:
     words = (*photographs, "--questions_data", str(data / "easy_vqa"), "--one_rate", *one_rate, "--any_rate")
     words += (*any_rate, "--work_dir", str(runs / "eval"))
     yield Measurement("any_rate_tiny", (*one_rate, *any_rate), words, "evaluate_any_rate.py")
+
+
+def changed(runs: Path, *names: str) -> tuple[str, ...]:
+    """Those of `save_variants`, with labels for the figure."""
+    return tuple(f"{name.replace('-', ' ')}={runs / 'eval' / name}" for name in names)
 
 
 def trained(runs: Path, names: dict[str, str]) -> tuple[str, ...]:

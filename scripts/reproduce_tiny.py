@@ -112,7 +112,6 @@ def any_rate(data: Path, output: Path) -> list[Job]:
         "cotam-low-only": {"high_weight": 0},
         "cotam-high-only": {"low_weight": 0},
         "cotam-unguided": {"use_guide": False},
-        "cotam-deep": {"guide_layers": [3, 4, 5]},
     }
     jobs = [
         Job(name, "train_cotam", "cotam-tiny", {**options, **change}, ("clip", codec))

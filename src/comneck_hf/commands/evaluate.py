@@ -138,7 +138,7 @@ def plot(
     value: Annotated[
         str | None, typer.Option("--value", help="top1, top5, accuracy, psnr-rgb, ms-ssim-rgb; accuracy by default.")
     ] = None,
-    rate: Annotated[str, typer.Option("--rate", help="bytes or bpp.")] = "bytes",
+    rate: Annotated[str, typer.Option("--rate", help="bytes, bpp or tokens.")] = "bytes",
     force: ForceOption = False,
 ) -> None:
     """Draw what `comneck eval` measured: accuracy or quality over the rate, with intervals.
