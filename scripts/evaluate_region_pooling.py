@@ -64,10 +64,8 @@ def parse_strides(words: Sequence[str]) -> list[tuple[int, ...]]:
 @torch.no_grad()
 def answer_pooled(llava: PreTrainedModel, task: Questions, bitstreams: Sequence[bytes]) -> Columns:
     """`tokens` of each picture that are left, and the `accuracy` of the answers about it."""
-    starts = range(0, len(bitstreams), BATCH)
-    features = [
-        image for first in starts for image in image_features(llava, bitstreams=bitstreams[first:][:BATCH]).images
-    ]
+    batches = (bitstreams[first : first + BATCH] for first in range(0, len(bitstreams), BATCH))
+    features = [image for batch in batches for image in image_features(llava, bitstreams=batch).images]
     answers = generate_answers(task.llava, task.processor, features, task.questions)
     accuracy = np.zeros((2, len(features)))
     for question, answer in zip(task.questions, answers, strict=True):

@@ -213,8 +213,8 @@ def test_the_summary_has_compressais_shape_and_compares_with_the_anchor():
     both = summarize(points, anchors=["d1", "reconstruction"])["zero-shot"]
     assert both["against_reconstruction"] == against
     assert both["against_d1"]["reconstruction"]["top1_bd_rate"]["percent"] == pytest.approx(100)
-    with pytest.raises(ValueError, match="is called d3; measured are original, reconstruction, d1"):
-        summarize(points, anchors=["d1", "d3"])
+    with pytest.raises(ValueError, match="is called d3, construction; measured are original, reconstruction, d1"):
+        summarize(points, anchors=["d1", "d3", "construction"])
 
 
 def test_curves_that_cannot_be_compared_say_why():

@@ -194,7 +194,8 @@ def summarize(points: Sequence[Point], *, anchors: Sequence[str] = ()) -> dict[s
         ValueError: If no curve is called like an anchor that was given.
     """
     tasks, names = _ordered(points, "task"), _ordered(points, "name")
-    unknown = [anchor for anchor in anchors if not any(f" {name}".endswith(f" {anchor}") for name in names)]
+    found = {*names, *(name.removeprefix(f"{other} ") for name in names for other in names)}
+    unknown = [anchor for anchor in anchors if anchor not in found]
     if unknown:
         raise ValueError(f"No curve to compare with is called {', '.join(unknown)}; measured are {', '.join(names)}.")
     chosen = anchors or ("reconstruction",)
