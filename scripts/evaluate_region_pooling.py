@@ -2,7 +2,7 @@
 
 python scripts/evaluate_region_pooling.py --data DATA/caltech101_144 --questions_data DATA/easy_vqa
 
-The model is a CoTAM; tokens are pooled in front of the language model, which was trained without pooling.
+The model is a CoTAM; tokens are pooled in front of the language model, which need not be trained for it.
 """
 
 import copy
