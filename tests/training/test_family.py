@@ -22,7 +22,7 @@ def test_every_training_of_the_family_comes_after_what_it_needs_and_is_a_valid_c
     script = load_script("reproduce_tiny")
     jobs = script.family(tmp_path / "data", tmp_path / "runs")
     names = [job.name for job in jobs]
-    assert len(names) == len(set(names)) == 1 + 5 + 2 * 12 + 4 + 2 + 8 + 8 + 2
+    assert len(names) == len(set(names)) == 1 + 5 + 2 * 12 + 4 + 2 + 7 + 8 + 2
     for number, job in enumerate(jobs):
         assert set(job.needs) <= set(names[:number])
         words = [str(script.CONFIGS / f"{job.config}.yaml"), "--output_dir", "run"]
