@@ -21,7 +21,7 @@ from comneck_hf.commands.evaluation_parts import Parts, environment
 from comneck_hf.commands.loading import load_codec, load_model
 from comneck_hf.evaluation.baselines import Baseline, Latents, Original, Reconstruction
 from comneck_hf.evaluation.measurements import measure_all, summarize
-from comneck_hf.evaluation.plots import plot_curves
+from comneck_hf.evaluation.plots import plot_tasks
 
 
 DECODED, DECODED_ANY = "reconstruction", "reconstruction, one codec"
@@ -104,11 +104,7 @@ def main(args: Arguments) -> None:
         found |= parts.data_of(name)
     setting = parts.setting() | environment()
     output.write_text(json.dumps({"setting": setting, "tasks": tasks}, indent=1) + "\n", encoding="utf-8")
-    panels = {
-        f"{name}, {found['pictures']:,} pictures of {found['data']}": (found["systems"], found["value"])
-        for name, found in tasks.items()
-    }
-    plot_curves(panels, output.with_suffix(".png"))
+    plot_tasks(tasks, output.with_suffix(".png"))
     against = {name: found[f"against_{DECODED}"] for name, found in tasks.items()}
     print(json.dumps(against, indent=1))
 

@@ -21,9 +21,9 @@ from comneck_hf import attach_vision_tower, image_features, pool_visual_tokens
 from comneck_hf.commands.evaluation_parts import Parts, environment
 from comneck_hf.commands.loading import load_model
 from comneck_hf.evaluation.answers import generate_answers
-from comneck_hf.evaluation.intervals import Columns, gain, mean_of
+from comneck_hf.evaluation.intervals import Columns
 from comneck_hf.evaluation.measurements import Point, summarize
-from comneck_hf.evaluation.plots import plot_curves
+from comneck_hf.evaluation.plots import plot_tasks
 from comneck_hf.evaluation.tasks import Questions
 
 
@@ -94,7 +94,7 @@ def measure(args: Arguments, parts: Parts, names: Sequence[str]) -> list[Point]:
         for curve, strides, options in tqdm(settings, desc=f"{name}: answered"):
             pool_visual_tokens(llava, pool_layer=0, **options)
             points.append(Point(name, curve, strides, answer_pooled(llava, task, bitstreams)))
-    return sorted(points, key=lambda point: mean_of(point.columns["tokens"]))
+    return points
 
 
 def main(args: Arguments) -> None:
@@ -110,22 +110,14 @@ def main(args: Arguments) -> None:
         dtype=torch.float32,
     )
     points = measure(args, parts, ["naming", "questions"])
-    tasks = summarize(points)
+    tasks = summarize(points, anchors=[UNIFORM], rate="tokens")
     for name, found in tasks.items():
-        anchor, test = (
-            [point.columns for point in points if (point.task, point.name) == (name, curve)]
-            for curve in (UNIFORM, REGIONS)
-        )
-        found |= {**parts.data_of(name), "regions_gain": gain(anchor, test, "accuracy", rate="tokens")}
+        found |= parts.data_of(name)
     output = Path(args.output)
     results = {"setting": parts.setting() | environment(), "tasks": tasks}
     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    panels = {
-        f"{name}, {found['pictures']:,} pictures of {found['data']}": (found["systems"], found["value"])
-        for name, found in tasks.items()
-    }
-    plot_curves(panels, output.with_suffix(".png"), rate="tokens")
-    print(json.dumps({name: found["regions_gain"] for name, found in tasks.items()}, indent=1))
+    plot_tasks(tasks, output.with_suffix(".png"), rate="tokens")
+    print(json.dumps({name: found[f"against_{UNIFORM}"] for name, found in tasks.items()}, indent=1))
 
 
 if __name__ == "__main__":

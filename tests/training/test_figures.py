@@ -181,7 +181,7 @@ def test_tokens_pooled_by_the_map_are_compared_with_tokens_pooled_alike(data_fol
         assert regions["quality"] == ["4,2,1", "1,1,1"]
         assert 16 < regions["tokens"][0] < 64 == regions["tokens"][1]
         assert regions["accuracy"][1] == uniform["accuracy"][1]  # strides of one change nothing
-        assert found["regions_gain"]["high"] == 64
+        assert found["against_uniform"]["by the map"]["accuracy_gain"]["high"] == 64
     with Image.open(tmp_path / "regions.png") as figure:
         assert min(figure.size) > 300
     with pytest.raises(ValueError, match="such as 4,2,1; got"):

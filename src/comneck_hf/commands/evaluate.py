@@ -145,7 +145,7 @@ def plot(
 
     Files that measured the same task on the same pictures share a panel.
     """
-    from ..evaluation.plots import plot_curves
+    from ..evaluation.plots import plot_curves, task_title
     from .files import refuse_existing
 
     if not force:
@@ -155,7 +155,7 @@ def plot(
     for file in results:
         content = _read_results(file)
         for task, found in content["tasks"].items():
-            title = _title(task, found)
+            title = task_title(task, found)
             setting = {**content.get("setting", {}), **found}
             _check_same(title, settings.setdefault(title, (file, setting)), (file, setting))
             systems, _ = panels.setdefault(title, ([], value or found["value"]))
@@ -199,11 +199,6 @@ def _without_times(system: dict[str, Any]) -> dict[str, Any]:
     return {**system, "results": results}
 
 
-def _title(task: str, found: dict[str, Any]) -> str:
-    unit = "episodes" if task.startswith("few-shot") else "pictures"
-    return f"{task}, {found['pictures']:,} {unit} of {found['data']}"
-
-
 def _report(
     parts: "Parts", points: "list[Point]", anchors: Sequence[str], output: Path, quiet: bool, as_json: bool
 ) -> None:
@@ -222,10 +217,12 @@ def _report(
 
 def _table(tasks: dict[str, Any]) -> str:
     """One line per point, for a terminal."""
+    from ..evaluation.plots import task_title
+
     lines = []
     for task, found in tasks.items():
         value = found["value"]
-        lines += ["", _title(task, found)]
+        lines += ["", task_title(task, found)]
         lines.append(f"{'':28}{'bytes':>10}{'bpp':>8}{'PSNR':>8}{value:>12}  95 % interval")
         for system in found["systems"]:
             columns = system["results"]

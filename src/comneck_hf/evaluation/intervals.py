@@ -46,13 +46,20 @@ def percentile_interval(drawn: np.ndarray | list[float]) -> tuple[float, float]:
 
 
 def saving(
-    anchor: Sequence[Columns], test: Sequence[Columns], value: str, *, resamples: int = 1000, seed: int = 0
+    anchor: Sequence[Columns],
+    test: Sequence[Columns],
+    value: str,
+    *,
+    rate: str = "bytes",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """BD-rate of a curve against another, with its 95 % bootstrap interval over pictures.
 
     Args:
-        anchor, test: The points of the curves, with the columns `bytes` and `value`, over the same pictures.
+        anchor, test: The points of the curves, with the columns `rate` and `value`, over the same pictures.
         value: The quantity that grows with the rate.
+        rate: What is saved, `"bytes"` or `"tokens"`.
         resamples, seed: As in `bootstrap_interval`. The same pictures are drawn for all points; those without a value
             are left out.
 
@@ -64,7 +71,7 @@ def saving(
         ImportError: Without the extra `eval`.
         ValueError: If the curves cannot be compared, or are not of the same pictures.
     """
-    return _compare(bd_rate, "percent", anchor, test, ("bytes", value), resamples, seed)
+    return _compare(bd_rate, "percent", anchor, test, (rate, value), resamples, seed)
 
 
 def gain(
@@ -76,11 +83,7 @@ def gain(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`average_gain` of a curve over another at equal rates, with the interval of its `difference`; as `saving`.
-
-    Args:
-        rate: The column that is the rate.
-    """
+    """`average_gain` of a curve over another at equal rates, with the interval of its `difference`; as `saving`."""
     return _compare(average_gain, "difference", anchor, test, (rate, value), resamples, seed)
 
 

@@ -176,16 +176,17 @@ def measure_all(
     return points
 
 
-def summarize(points: Sequence[Point], *, anchors: Sequence[str] = ()) -> dict[str, Any]:
+def summarize(points: Sequence[Point], *, anchors: Sequence[str] = (), rate: str = "bytes") -> dict[str, Any]:
     """Curves with intervals, in the shape of CompressAI's results, and how they compare with the anchors.
 
     Args:
         points: Of one or several tasks.
         anchors: The curves that others are compared with; `reconstruction`, where it was measured, if none is given.
+        rate: The column over which curves are drawn and compared.
 
     Returns:
         By task: `pictures` (episodes for few-shot prompts); the `value` that counts; `systems`, each with `name` and
-        `results` (one list per quantity, one entry per point in the order of the bytes, `None` where it was not
+        `results` (one list per quantity, one entry per point in the order of the rate, `None` where it was not
         measured; means over the pictures, and medians of `*_seconds`); and `against_ANCHOR` for each anchor, by
         system: `bd_rate` as `saving` has it and `gain` of accuracy or PSNR, or why there is none. Without such a
         curve, `NAME ANCHOR` is the anchor of `NAME`.
@@ -194,18 +195,18 @@ def summarize(points: Sequence[Point], *, anchors: Sequence[str] = ()) -> dict[s
         ValueError: If no curve is called like an anchor that was given.
     """
     tasks, names = _ordered(points, "task"), _ordered(points, "name")
-    found = {*names, *(name.removeprefix(f"{other} ") for name in names for other in names)}
-    unknown = [anchor for anchor in anchors if anchor not in found]
+    known = {*names, *(name.removeprefix(f"{other} ") for name in names for other in names)}
+    unknown = [anchor for anchor in anchors if anchor not in known]
     if unknown:
         raise ValueError(f"No curve to compare with is called {', '.join(unknown)}; measured are {', '.join(names)}.")
     chosen = anchors or ("reconstruction",)
-    return {task: _summarize_task([point for point in points if point.task == task], chosen) for task in tasks}
+    return {task: _summarize_task([point for point in points if point.task == task], chosen, rate) for task in tasks}
 
 
-def _summarize_task(points: Sequence[Point], anchors: Sequence[str]) -> dict[str, Any]:
+def _summarize_task(points: Sequence[Point], anchors: Sequence[str], rate: str) -> dict[str, Any]:
     curves = {name: [point for point in points if point.name == name] for name in _ordered(points, "name")}
     for curve in curves.values():
-        curve.sort(key=lambda point: mean_of(point.columns["bytes"]) if "bytes" in point.columns else 0.0)
+        curve.sort(key=lambda point: mean_of(point.columns[rate]) if rate in point.columns else 0.0)
     found: dict[str, Any] = {
         "pictures": next(iter(points[0].columns.values())).shape[1],
         "value": next((name for name in ("top1", "accuracy") if name in points[0].columns), _NAMES["psnr"]),
@@ -216,13 +217,13 @@ def _summarize_task(points: Sequence[Point], anchors: Sequence[str]) -> dict[str
         compared = {}
         for name, curve in columns.items():
             against = anchor if anchor in columns else f"{name} {anchor}"
-            if against in columns and name != against and "bytes" in curve[0]:
-                compared[name] = _compare_curves(columns[against], curve)
+            if against in columns and name != against and rate in curve[0]:
+                compared[name] = _compare_curves(columns[against], curve, rate)
         found |= {f"against_{anchor}": compared} if compared else {}
     return found
 
 
-def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[str, Any]:
+def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns], rate: str) -> dict[str, Any]:
     compared: dict[str, Any] = {}
     for value in ("top1", "accuracy", "psnr"):
         if not all(value in columns for columns in (*anchor, *test)):
@@ -231,7 +232,7 @@ def _compare_curves(anchor: Sequence[Columns], test: Sequence[Columns]) -> dict[
             if name == "bd_rate" and min(len(anchor), len(test)) == 1:
                 continue  # of one rate there is no curve
             try:
-                compared[f"{value}_{name}"] = compare(anchor, test, value)
+                compared[f"{value}_{name}"] = compare(anchor, test, value, rate=rate)
             except (ValueError, ImportError) as error:
                 compared[f"{value}_{name}"] = str(error)
     return compared

@@ -16,8 +16,10 @@ __all__ = [
     "plot_error_maps",
     "plot_speedups",
     "plot_strides",
+    "plot_tasks",
     "save_label_figure",
     "save_region_figure",
+    "task_title",
 ]
 
 _RATE_NAMES = {
@@ -117,6 +119,23 @@ def plot_curves(
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     figure.savefig(path)
+
+
+def task_title(task: str, found: Mapping[str, Any]) -> str:
+    """What a task asked about: `found` is what `summarize` found, with the name of its `data`."""
+    unit = "episodes" if task.startswith("few-shot") else "pictures"
+    return f"{task}, {found['pictures']:,} {unit} of {found['data']}"
+
+
+def plot_tasks(tasks: Mapping[str, Mapping[str, Any]], path: str | Path, *, rate: str = "bytes") -> None:
+    """`plot_curves` with a panel for the value that counts in each task.
+
+    Args:
+        tasks: As `summarize` gives them, with the names of their `data`.
+        path, rate: As for `plot_curves`.
+    """
+    panels = {task_title(name, found): (found["systems"], found["value"]) for name, found in tasks.items()}
+    plot_curves(panels, path, rate=rate)
 
 
 def _have_one_rate(systems: Sequence[Mapping[str, Any]], rate: str) -> bool:
